@@ -1,0 +1,21 @@
+_base_ = 'default_runtime.py'
+
+# 5 epochs of 60 steps: 240 images, 4 at a time.
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=5, val_interval=1)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
+    dict(type='MultiStepLR', begin=0, end=5, by_epoch=True, milestones=[4], gamma=0.1),
+]
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=3e-4, weight_decay=1e-4),
+    paramwise_cfg=dict(custom_keys={'grc.lam': dict(decay_mult=0.0)}),
+    # From scratch, the first steps would otherwise be too long.
+    clip_grad=dict(max_norm=1.0, norm_type=2))
+
+default_hooks = dict(logger=dict(interval=10))
+# 1 process x 4 images.
+auto_scale_lr = dict(enable=False, base_batch_size=4)

@@ -1,0 +1,21 @@
+_base_ = [
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    '../_base_/shapes_instance.py',
+    '../_base_/schedule_shapes.py',
+]
+
+# Small heads: the whole run takes minutes on two cores, from scratch.
+model = dict(
+    backbone=dict(
+        _delete_=True, type='GRCPyramidVisionTransformer', num_layers=[2, 2, 2, 2], grc=dict(cache_ratio=0.5)),
+    neck=dict(in_channels=[64, 128, 320, 512], out_channels=128),
+    # Anchors of 4 x stride: 16 pixels at the finest level, as the smallest shapes are.
+    rpn_head=dict(in_channels=128, feat_channels=128, anchor_generator=dict(scales=[4])),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=128),
+        bbox_head=dict(in_channels=128, fc_out_channels=256, num_classes=3),
+        mask_roi_extractor=dict(out_channels=128),
+        mask_head=dict(num_convs=2, in_channels=128, conv_out_channels=128, num_classes=3)),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=48))),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)))

@@ -1,0 +1,57 @@
+"""Checkpoint files: what may be in them, and how they are read."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.logging.history_buffer import HistoryBuffer
+
+__all__ = ['allow_mmengine_checkpoints', 'read_checkpoint']
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let ``torch.load`` accept the objects that MMEngine 0.10.7 puts into its checkpoints, and no others.
+
+    Since torch 2.6 files are read with ``weights_only=True``, which refuses MMEngine's log history and its NumPy arrays.
+    They are allowed by name; the check stays on.
+    """
+    scalar_types = (np.float64, np.float32, np.int64, np.int32, np.uint8, np.bool_)
+    arrays = np._core.multiarray
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            arrays._reconstruct,
+            arrays.scalar,
+            # The same two in files that NumPy 1 wrote.
+            (arrays._reconstruct, 'numpy.core.multiarray._reconstruct'),
+            (arrays.scalar, 'numpy.core.multiarray.scalar'),
+            np.ndarray,
+            np.dtype,
+            *(type(np.dtype(scalar)) for scalar in scalar_types),
+        ]
+    )
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint file onto the CPU.
+
+    Raises:
+        ValueError: It is no checkpoint, is cut short, or holds objects that are not allowed.
+    """
+    try:
+        checkpoint = torch.load(Path(path).expanduser(), map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split('\n')[0]
+        raise ValueError(
+            f'{path} cannot be read as weights: {reason} It is no checkpoint, or holds objects that could run code; '
+            'save its state dict alone where you trust it.'
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        reason = str(error).split('\n')[0]
+        raise ValueError(f'{path} cannot be read: {reason}. It is no checkpoint, or was cut short.') from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a dictionary of weights')
+    return checkpoint

@@ -1,0 +1,151 @@
+"""A generated data set for instance segmentation, in COCO's format: circles, squares and triangles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+__all__ = ['CLASSES', 'write_shapes']
+
+CLASSES = ('circle', 'square', 'triangle')
+MIN_SIZE = 32
+"""Smallest width and height of an image."""
+_MAX_OBJECTS = 6
+_MIN_VISIBLE = 0.4
+"""A shape is placed only where each shape below it stays visible by this share of its area."""
+_MIN_CONTRAST = 70
+"""Least distance, in RGB, of a shape's colour from what lies under it."""
+
+
+class _Shape(NamedTuple):
+    label: int
+    mask: np.ndarray
+    """(H, W), bool: the whole shape."""
+    colour: np.ndarray
+    """(3,), BGR."""
+
+
+def write_shapes(
+    out: str | Path, images: int = 240, val: int = 60, size: tuple[int, int] = (160, 128), seed: int = 0
+) -> None:
+    """Write ``train/`` and ``val/`` images and their ``annotations/instances_*.json``.
+
+    The same arguments give the same bytes. Masks are of what is visible, as run lengths, for shapes may have holes where
+    others lie on them.
+
+    Args:
+        out: Folder to write to, made where it is missing.
+        images: Number of training images.
+        val: Number of validation images.
+        size: Width and height of an image, in pixels.
+        seed: Seed of all that is random.
+
+    Raises:
+        ValueError: A number is too small.
+    """
+    if images < 1 or val < 1:
+        raise ValueError(f'images={images}, val={val}: give at least 1 of each')
+    if min(size) < MIN_SIZE:
+        raise ValueError(f'size={tuple(size)}: width and height must be at least {MIN_SIZE} pixels')
+    if seed < 0:
+        raise ValueError(f'seed={seed}: give a whole number from 0 up')
+    out = Path(out)
+    (out / 'annotations').mkdir(parents=True, exist_ok=True)
+    for split_id, (split, count) in enumerate((('train', images), ('val', val))):
+        (out / split).mkdir(exist_ok=True)
+        records, annotations = [], []
+        for image_id in range(1, count + 1):
+            # A generator for each image: an image does not depend on how many others there are.
+            rng = np.random.default_rng([seed, split_id, image_id])
+            image, shapes = _draw_image(rng, *size)
+            name = f'{image_id:06d}.png'
+            if not cv2.imwrite(str(out / split / name), image):
+                raise OSError(f'cannot write {out / split / name}')
+            records.append({'id': image_id, 'file_name': name, 'width': size[0], 'height': size[1]})
+            for label, mask in shapes:
+                annotations.append(_annotation(len(annotations) + 1, image_id, label, mask))
+        content = {
+            'info': {'description': f'mmgrc shapes, {split}, seed {seed}'},
+            'images': records,
+            'annotations': annotations,
+            'categories': [{'id': i, 'name': name} for i, name in enumerate(CLASSES, start=1)],
+        }
+        # The annotations come last: where they are, the images are.
+        (out / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
+
+
+def _annotation(annotation_id: int, image_id: int, label: int, mask: np.ndarray) -> dict:
+    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {
+        'id': annotation_id,
+        'image_id': image_id,
+        'category_id': label + 1,
+        'iscrowd': 0,
+        'area': int(mask.sum()),
+        'bbox': [float(v) for v in coco_mask.toBbox(encoded)],
+        'segmentation': {'size': list(encoded['size']), 'counts': encoded['counts'].decode('ascii')},
+    }
+
+
+def _draw_image(rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+    """An image (H, W, 3), BGR, and its shapes' labels and visible masks (H, W), bool."""
+    canvas = _draw_background(rng, width, height)
+    shapes: list[_Shape] = []
+    visible: list[np.ndarray] = []
+    wanted = int(rng.integers(1, _MAX_OBJECTS + 1))
+    # The first shape always finds a place; crowded images end with fewer than were wanted.
+    for _ in range(20 * wanted):
+        shape = _random_shape(rng, width, height, canvas)
+        remaining = [mask & ~shape.mask for mask in visible]
+        if any(m.sum() < _MIN_VISIBLE * s.mask.sum() for m, s in zip(remaining, shapes, strict=True)):
+            continue
+        shapes.append(shape)
+        visible = [*remaining, shape.mask]
+        shade = rng.normal(0, 6, (height, width, 1))
+        canvas = np.where(shape.mask[..., None], shape.colour + shade, canvas)
+        if len(shapes) == wanted:
+            break
+    image = np.clip(canvas + rng.normal(0, 4, canvas.shape), 0, 255).astype(np.uint8)
+    return image, [(shape.label, mask) for shape, mask in zip(shapes, visible, strict=True)]
+
+
+def _draw_background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """A dim, blurred patchwork with lines and crosses on it, which are not objects, (H, W, 3), float."""
+    patches = (rng.uniform(70, 180, 3) + rng.uniform(-40, 40, (4, 5, 3))).astype(np.float32)
+    canvas = cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC)
+    for _ in range(int(rng.integers(4, 12))):
+        colour = tuple(float(c) for c in rng.uniform(0, 255, 3))
+        x, y, dx, dy = (int(v) for v in rng.uniform([0, 0, -30, -30], [width, height, 30, 30]))
+        cv2.line(canvas, (x, y), (x + dx, y + dy), colour, thickness=int(rng.integers(1, 3)))
+        if rng.random() < 0.3:
+            cv2.line(canvas, (x + dx, y), (x, y + dy), colour, thickness=1)
+    return canvas
+
+
+def _random_shape(rng: np.random.Generator, width: int, height: int, canvas: np.ndarray) -> _Shape:
+    """A shape at least half inside of the image, in a colour that stands out from what it covers."""
+    label = int(rng.integers(len(CLASSES)))
+    # Small ones are more frequent than large ones, as in real images.
+    radius = min(width, height) * float(np.exp(rng.uniform(np.log(0.07), np.log(0.3))))
+    x, y = rng.uniform([radius / 2, radius / 2], [width - radius / 2, height - radius / 2])
+    mask = np.zeros((height, width), np.uint8)
+    if CLASSES[label] == 'circle':
+        cv2.circle(mask, (round(x), round(y)), max(round(radius), 3), 1, thickness=-1)
+    else:
+        corners = 4 if CLASSES[label] == 'square' else 3
+        # Standing on a side, give or take a tilt.
+        tilt = np.pi / 2 + np.pi / corners + rng.uniform(-0.4, 0.4)
+        angles = tilt + 2 * np.pi * np.arange(corners) / corners
+        points = np.stack([x + 1.2 * radius * np.cos(angles), y + 1.2 * radius * np.sin(angles)], axis=1)
+        cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 1)
+    mask = mask.astype(bool)
+    under = canvas[mask].mean(axis=0)
+    while True:
+        colour = rng.uniform(0, 255, 3)
+        if np.linalg.norm(colour - under) >= _MIN_CONTRAST:
+            return _Shape(label, mask, colour)

@@ -1,0 +1,5 @@
+"""GRC backbones for MMDetection."""
+
+from .grc_pvt import GRCPyramidVisionTransformer
+
+__all__ = ['GRCPyramidVisionTransformer']

@@ -1,0 +1,120 @@
+"""The stock attention and feed-forward layers of PVT on fused kernels, under their stock keys.
+
+Each class adopts the submodules of a stock MMDetection layer, so that construction, initialisation and state-dict keys
+stay MMDetection's, and only the computation is ours.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from mmdet.models.backbones import pvt
+from torch import Tensor, nn
+
+from .grc import GRC, Resampling
+
+__all__ = ['MixFFN', 'SpatialReductionAttention', 'pad_to_kernel']
+
+
+def pad_to_kernel(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Pad a map (B, C, H, W) with zeros at the bottom and right until ``conv`` fits into it once.
+
+    Larger maps, where stock layers run, are returned as they are.
+    """
+    missing = [
+        max(kernel - 2 * padding - size, 0)
+        for kernel, padding, size in zip(conv.kernel_size, conv.padding, x.shape[2:], strict=True)
+    ]
+    return F.pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x
+
+
+class SpatialReductionAttention(nn.Module):
+    """PVT's attention without attention maps in memory, with a GRC branch where one is given.
+
+    Args:
+        stock: The layer of MMDetection whose submodules are adopted.
+        grc: The memory of this layer. None: the stock computation.
+    """
+
+    def __init__(self, stock: pvt.SpatialReductionAttention, grc: GRC | None = None) -> None:
+        super().__init__()
+        self.attn = stock.attn
+        self.proj_drop = stock.proj_drop
+        self.dropout_layer = stock.dropout_layer
+        self.sr_ratio = stock.sr_ratio
+        if self.sr_ratio > 1:
+            self.sr = stock.sr
+            self.norm = stock.norm
+        self.grc = grc
+
+    def forward(
+        self,
+        x: Tensor,
+        hw_shape: tuple[int, int],
+        identity: Tensor,
+        cache: Tensor | None = None,
+        resampling: Resampling | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend the tokens, and the memory where there is one.
+
+        Args:
+            x: (B, T, D), normed tokens.
+            hw_shape: Rows and columns of the tokens.
+            identity: (B, T, D), what the result is added to.
+            cache: (1, T_m, D_m), see :meth:`GRC.forward`.
+            resampling: See :meth:`GRC.forward`.
+
+        Returns:
+            (B, T, D), and the cache that this step proposes, if any.
+        """
+        out, proposal = self.proj_drop(self._attend(x, hw_shape)), None
+        if self.grc is not None:
+            out, proposal = self.grc(x, out, hw_shape, cache, resampling)
+        return identity + self.dropout_layer(out), proposal
+
+    def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        attn = self.attn
+        weight, bias, dims = attn.in_proj_weight, attn.in_proj_bias, attn.embed_dim
+        if self.sr_ratio > 1:
+            grid = x.unflatten(1, hw_shape).permute(0, 3, 1, 2)
+            reduced = self.norm(self.sr(pad_to_kernel(grid, self.sr)).flatten(2).transpose(1, 2))
+            query = F.linear(x, weight[:dims], None if bias is None else bias[:dims])
+            key, value = F.linear(reduced, weight[dims:], None if bias is None else bias[dims:]).chunk(2, dim=2)
+        else:
+            query, key, value = F.linear(x, weight, bias).chunk(3, dim=2)
+        # (B, T, D) -> (B, heads, T, D / heads)
+        query, key, value = (t.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
+        out = F.scaled_dot_product_attention(query, key, value, dropout_p=attn.dropout if self.training else 0.0)
+        return attn.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class MixFFN(nn.Module):
+    """PVT's feed-forward layer with its 1x1 convolutions as linear layers: tokens need no transposition.
+
+    Args:
+        stock: The layer of MMDetection whose submodules are adopted.
+    """
+
+    def __init__(self, stock: pvt.MixFFN) -> None:
+        super().__init__()
+        self.layers = stock.layers
+        self.dropout_layer = stock.dropout_layer
+
+    def forward(self, x: Tensor, hw_shape: tuple[int, int], identity: Tensor) -> Tensor:
+        """Feed the tokens forward.
+
+        Args:
+            x: (B, T, D), normed tokens.
+            hw_shape: Rows and columns of the tokens.
+            identity: (B, T, D), what the result is added to.
+
+        Returns:
+            (B, T, D).
+        """
+        for layer in self.layers:
+            if not isinstance(layer, nn.Conv2d):
+                x = layer(x)
+            elif layer.kernel_size == (1, 1):
+                x = F.linear(x, layer.weight.flatten(1), layer.bias)
+            else:
+                x = layer(x.unflatten(1, hw_shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
+        return identity + self.dropout_layer(x)

@@ -1,0 +1,136 @@
+"""Checkpoints of other code brought to the keys of the GRC backbones."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from mmdet.models.backbones.pvt import pvt_convert
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+__all__ = ['LoadReport', 'backbone_state', 'checkpoint_state', 'convert_pvt', 'load_converted']
+
+# Names of the published GRC module, and ours below the attention's `grc`.
+_PUBLISHED_GRC_NAMES = {
+    'linear_update': 'update_gate',
+    'linear_reset': 'reset_gate',
+    'linear_add': 'candidate',
+    'Norm1': 'candidate_norm',
+    'attn_mem': 'mem_attn',
+    'pos_emb': 'pos_conv',
+    'lam': 'lam',
+    'gr_cache': 'cache',
+}
+_PUBLISHED_GRC_KEY = re.compile(rf'block(\d+)\.(\d+)\.attn\.({"|".join(_PUBLISHED_GRC_NAMES)})(\..+)?')
+
+
+class LoadReport(NamedTuple):
+    """What became of a checkpoint's tensors and of a model's."""
+
+    loaded: list[str]
+    """Keys of the model that the checkpoint filled."""
+    missing: list[str]
+    """Keys of the stock backbone that it lacks."""
+    new: list[str]
+    """Keys of the memory that it lacks: they start fresh."""
+    unused: list[str]
+    """Keys of the checkpoint that the model has no place for."""
+
+    def __str__(self) -> str:
+        return (
+            f'{len(self.loaded)} tensors loaded, {len(self.missing)} missing, {len(self.new)} new (the memory, which '
+            f'starts fresh), {len(self.unused)} of the checkpoint unused'
+        )
+
+
+def checkpoint_state(checkpoint: Mapping) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, without the prefix of a distributed wrapper.
+
+    Args:
+        checkpoint: What a checkpoint file holds: a state dict, alone or under ``state_dict`` or ``model``.
+    """
+    state = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
+    return {key.removeprefix('module.'): value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def backbone_state(checkpoint: Mapping) -> dict[str, Tensor]:
+    """The tensors of the backbone alone, see :func:`checkpoint_state`."""
+    state = checkpoint_state(checkpoint)
+    prefix = 'backbone.'
+    if any(key.startswith(prefix) for key in state):
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return state
+
+
+def convert_pvt(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring a PVT or PVTv2 state dict to MMDetection's keys.
+
+    Args:
+        state: Keys of the original PVT, of MMDetection, or of the published GRC code. The published cache of the last
+            stage holds the class token first, which is dropped as PVT's own is.
+    """
+    state = {key.replace('.attn.attn_self_func.', '.attn.'): value for key, value in state.items()}
+    # MMDetection's layers count the position embedding as number 0.
+    offset = int(any(key.startswith('pos_embed') for key in state))
+    memory = {}
+    for key in list(state):
+        if match := _PUBLISHED_GRC_KEY.fullmatch(key):
+            stage, block, name, rest = match.groups()
+            value = state.pop(key)
+            if name == 'gr_cache' and stage == '4' and value.shape[1] == 50:  # 1 class token + 7 * 7
+                value = value[:, 1:]
+            prefix = f'layers.{int(stage) - 1}.1.{int(block) + offset}.attn.grc.'
+            memory[prefix + _PUBLISHED_GRC_NAMES[name] + (rest or '')] = value
+    return {**pvt_convert(state), **memory}
+
+
+def load_converted(
+    model: nn.Module,
+    checkpoint: Mapping,
+    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None,
+    with_caches: bool = True,
+) -> LoadReport:
+    """Load a backbone from a checkpoint of any known kind, and say what was and what was not loaded.
+
+    Args:
+        model: The backbone.
+        checkpoint: See :func:`backbone_state`.
+        convert: Brings the keys to the model's; None: they are.
+        with_caches: Whether to load the caches too, or to leave those of the model as they are.
+
+    Raises:
+        ValueError: No tensor of the checkpoint has a place in the model, or one has another shape there.
+    """
+    state = backbone_state(checkpoint)
+    if convert is not None:
+        state = convert(state)
+    if not with_caches:
+        state = {key: value for key, value in state.items() if not key.endswith('.grc.cache')}
+    own = model.state_dict()
+    absent = [key for key in own if key not in state]
+    report = LoadReport(
+        loaded=[key for key in own if key in state],
+        missing=[key for key in absent if '.grc.' not in key],
+        new=[key for key in absent if '.grc.' in key],
+        unused=[key for key in state if key not in own],
+    )
+    if not report.loaded:
+        found = ', '.join(list(state)[:3]) or 'nothing'
+        raise ValueError(
+            f'no tensor of the checkpoint fits {type(model).__name__}. It has {found} ...; the model expects '
+            f'{", ".join(list(own)[:3])} ...'
+        )
+    for key in report.loaded:
+        # A cache of another size has an error of its own, raised as it is loaded.
+        if state[key].shape != own[key].shape and not key.endswith('.grc.cache'):
+            raise ValueError(
+                f'{key}: the checkpoint has the shape {tuple(state[key].shape)}, {type(model).__name__} has '
+                f'{tuple(own[key].shape)}. It is a checkpoint of another size.'
+            )
+    model.load_state_dict({**own, **{key: state[key] for key in report.loaded}})
+    level = logging.WARNING if report.missing else logging.INFO
+    print_log(f'{type(model).__name__}: {report}', logger='current', level=level)
+    return report

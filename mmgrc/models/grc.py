@@ -1,0 +1,432 @@
+"""GRC attention of "Cached Transformers" (arXiv 2312.12742): gates, cache, memory attention and mix.
+
+Nothing here knows of PVT or Swin, and nothing here writes state: a branch reads its cache as a constant and returns the
+cache that it proposes. :mod:`mmgrc.models.cache` commits the proposals of a whole backbone at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ['GRC', 'GRCConfig', 'MemoryAttention', 'Resampling', 'make_resampling', 'valid_extent']
+
+VARIANTS = ('code', 'paper')
+
+
+@dataclass(frozen=True)
+class GRCConfig:
+    """The ``grc`` argument of a backbone, checked.
+
+    Args:
+        stages: Zero-based stages whose attentions get a memory. None of them: the stock backbone.
+        cache_ratio: ``r`` of the paper, in (0, 1]: the share of the channels that the cache holds.
+        cache_sizes: Rows and columns of the cache, an entry for each stage of the backbone.
+        variant: ``'code'``, as the authors' published module computes; ``'paper'``, as the paper's equations say.
+        lambda_init: First value of the mixing logit λ. None: -1 for ``'code'``, 0 for ``'paper'``.
+        pos_conv: Whether to add a 3x3 grouped convolution of the tokens on their grid.
+        sync: Whether ranks average their caches at each training step.
+    """
+
+    stages: tuple[int, ...] = (0, 1, 2, 3)
+    cache_ratio: float = 0.5
+    cache_sizes: tuple[tuple[int, int], ...] | None = None
+    variant: str = 'code'
+    lambda_init: float | None = None
+    pos_conv: bool = True
+    sync: bool = True
+
+    @classmethod
+    def parse(
+        cls, options: Mapping | None, num_stages: int, default_cache_sizes: Sequence[int | tuple[int, int]]
+    ) -> GRCConfig:
+        """Check the user's options and fill in the defaults.
+
+        Args:
+            options: The ``grc`` dictionary of a config; None stands for an empty one.
+            num_stages: How many stages the backbone has.
+            default_cache_sizes: Cache grids of the stages, where ``options`` has none.
+
+        Returns:
+            The options, with ``cache_sizes`` and ``lambda_init`` set.
+
+        Raises:
+            ValueError: An option is unknown or has a bad value. The message names it and says what is allowed.
+        """
+        options = dict(options or {})
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(set(options) - set(known)):
+            raise ValueError(f'grc has no option {unknown[0]!r}; allowed: {", ".join(known)}')
+
+        stages = options.get('stages', tuple(range(num_stages)))
+        if not _is_sequence(stages) or any(not _is_int(s) or not 0 <= s < num_stages for s in stages):
+            raise ValueError(f'grc.stages={stages!r}: give a sequence of stages from 0 to {num_stages - 1}, or ()')
+        if len(set(stages)) != len(stages):
+            raise ValueError(f'grc.stages={stages!r}: a stage stands there twice')
+
+        ratio = options.get('cache_ratio', cls.cache_ratio)
+        if not _is_number(ratio) or not 0 < ratio <= 1:
+            raise ValueError(f'grc.cache_ratio={ratio!r}: give a number above 0 and at most 1')
+
+        sizes = options.get('cache_sizes')
+        sizes = default_cache_sizes if sizes is None else sizes
+        if not _is_sequence(sizes) or len(sizes) != num_stages:
+            raise ValueError(
+                f'grc.cache_sizes={sizes!r}: give {num_stages} entries, one for each stage of the backbone, each a '
+                'number of rows and columns, or a pair (rows, columns)'
+            )
+        pairs = tuple((size, size) if _is_int(size) else tuple(size) if _is_sequence(size) else () for size in sizes)
+        if any(len(pair) != 2 or not all(_is_int(n) and n > 0 for n in pair) for pair in pairs):
+            raise ValueError(
+                f'grc.cache_sizes={sizes!r}: each entry must be a whole number above 0, or a pair of such numbers'
+            )
+
+        variant = options.get('variant', cls.variant)
+        if variant not in VARIANTS:
+            raise ValueError(f'grc.variant={variant!r}: allowed are {" and ".join(map(repr, VARIANTS))}')
+
+        lambda_init = options.get('lambda_init')
+        if lambda_init is None:
+            lambda_init = -1.0 if variant == 'code' else 0.0
+        if not _is_number(lambda_init) or not -100 <= lambda_init <= 100:
+            raise ValueError(f'grc.lambda_init={lambda_init!r}: give a number from -100 to 100, or None')
+
+        for name in ('pos_conv', 'sync'):
+            if not isinstance(options.get(name, True), bool):
+                raise ValueError(f'grc.{name}={options[name]!r}: give True or False')
+
+        return cls(
+            stages=tuple(sorted(stages)),
+            cache_ratio=float(ratio),
+            cache_sizes=pairs,
+            variant=variant,
+            lambda_init=float(lambda_init),
+            pos_conv=options.get('pos_conv', cls.pos_conv),
+            sync=options.get('sync', cls.sync),
+        )
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_sequence(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+class Resampling(NamedTuple):
+    """Weights that bring a token grid (H, W) to the cache's grid (H_m, W_m), for each image of a batch.
+
+    A cell of the cache is the mean of the tokens below it, each by the area that they share. On a grid of the cache's own
+    size this is the identity, to the bit.
+    """
+
+    rows: Tensor
+    """(B, H_m, H)"""
+    cols: Tensor
+    """(B, W_m, W)"""
+
+    def __call__(self, grid: Tensor) -> Tensor:
+        """Resample ``grid`` (B, H, W, C) to (B, H_m * W_m, C)."""
+        batch, height, width, channels = grid.shape
+        rows = self.rows.to(grid.dtype) @ grid.reshape(batch, height, width * channels)
+        cells = self.cols.to(grid.dtype)[:, None] @ rows.unflatten(2, (width, channels))
+        return cells.flatten(1, 2)
+
+
+def valid_extent(images: Tensor) -> Tensor:
+    """Find how much of each image of a batch is not padding.
+
+    MMDetection pads normalised images with zeros at the bottom and at the right, so the trailing rows and columns that
+    are zero throughout are taken as padding. An image of zeros only counts as valid throughout.
+
+    Args:
+        images: (B, C, H, W).
+
+    Returns:
+        (B, 2), the valid rows and columns in pixels, float32.
+    """
+    filled = (images != 0).any(dim=1)
+    extents = []
+    for lines in (filled.any(dim=2), filled.any(dim=1)):
+        total = lines.shape[1]
+        ends = torch.arange(1, total + 1, device=images.device, dtype=torch.float32)
+        last = (lines * ends).amax(dim=1)
+        extents.append(torch.where(last > 0, last, last.new_full((), total)))
+    return torch.stack(extents, dim=1)
+
+
+def make_resampling(
+    extent: Tensor, image_size: tuple[int, int], grid: tuple[int, int], cache_size: tuple[int, int]
+) -> Resampling:
+    """Weights that resample the valid part of a token grid to the cache's grid.
+
+    Args:
+        extent: (B, 2), valid rows and columns of each image, in pixels.
+        image_size: Rows and columns of the padded batch, in pixels.
+        grid: Rows and columns of its tokens.
+        cache_size: Rows and columns of the cache.
+    """
+    weights = []
+    for axis in range(2):
+        tokens, cells = grid[axis], cache_size[axis]
+        # The valid part in tokens; multiplied first, so that whole numbers stay whole.
+        valid = (extent[:, axis] * tokens / image_size[axis])[:, None, None]
+        cell = torch.arange(cells, device=extent.device, dtype=extent.dtype)[None, :, None]
+        token = torch.arange(tokens, device=extent.device, dtype=extent.dtype)[None, None, :]
+        upper = torch.minimum((cell + 1) * valid / cells, token + 1)
+        lower = torch.maximum(cell * valid / cells, token)
+        weights.append((upper - lower).clamp(min=0) * cells / valid)
+    return Resampling(*weights)
+
+
+class MemoryAttention(nn.Module):
+    """Multi-head attention of the tokens over a cache (paper, Eq. 4, the memory's part).
+
+    As PVT's spatial-reduction attention, with the cache's grid in the place of the tokens': with ``sr_ratio`` above 1 a
+    strided convolution and a norm shorten the cache before it is attended.
+
+    Args:
+        dims: Channels of the cache, ``D_m``.
+        num_heads: Heads.
+        cache_size: Rows and columns of the cache.
+        sr_ratio: Reduction of the cache's rows and of its columns.
+        qkv_bias: Whether queries, keys and values have a bias.
+        attn_drop: Dropout of the attention, in [0, 1].
+
+    Raises:
+        ValueError: The cache is smaller than the reduction.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        num_heads: int,
+        cache_size: tuple[int, int],
+        sr_ratio: int = 1,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if min(cache_size) < sr_ratio:
+            raise ValueError(
+                f'grc.cache_sizes: a cache of {cache_size[0]} x {cache_size[1]} is smaller than the reduction of its '
+                f'stage; give at least {sr_ratio} x {sr_ratio} there'
+            )
+        self.num_heads = num_heads
+        self.cache_size = cache_size
+        self.attn_drop = attn_drop
+        self.q = nn.Linear(dims, dims, bias=qkv_bias)
+        self.kv = nn.Linear(dims, 2 * dims, bias=qkv_bias)
+        self.proj = nn.Linear(dims, dims)
+        if sr_ratio > 1:
+            self.sr = nn.Conv2d(dims, dims, kernel_size=sr_ratio, stride=sr_ratio)
+            self.norm = nn.LayerNorm(dims)
+        else:
+            self.sr = None
+
+    def forward(self, x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Attend the memory and project what was read.
+
+        Args:
+            x: (B, T, D_m), queries before their projection.
+            memory: (B, T_m, D_m), or (1, T_m, D_m) where all images read the same.
+            weight: (D, D_m), output projection to use; :meth:`GRC.forward` folds the mix into it.
+            bias: (D,), its bias.
+
+        Returns:
+            (B, T, D).
+        """
+        memory = memory.to(self.kv.weight.dtype)
+        if self.sr is not None:
+            # (B, T_m, D_m) seen as an NHWC map; the convolution gives one of 1/sr_ratio the rows and columns.
+            memory = self.sr(memory.unflatten(1, self.cache_size).permute(0, 3, 1, 2))
+            memory = self.norm(memory.flatten(2).transpose(1, 2))
+        heads = (self.num_heads, -1)
+        # (B, T, D_m) -> (B, heads, T, D_m / heads)
+        query = self.q(x).unflatten(2, heads).transpose(1, 2)
+        key, value = (part.unflatten(2, heads).transpose(1, 2) for part in self.kv(memory).chunk(2, dim=2))
+        if len(memory) != len(x):
+            key, value = (part.expand(len(x), -1, -1, -1) for part in (key, value))
+        read = F.scaled_dot_product_attention(query, key, value, dropout_p=self.attn_drop if self.training else 0.0)
+        return F.linear(read.transpose(1, 2).flatten(2), weight, bias)
+
+
+class GRC(nn.Module):
+    """The branch that gives one attention layer a memory (paper, Eq. 3 to 5).
+
+    The cache is a buffer of fixed size, in float32 whatever the precision of the rest, zeros at the start.
+
+    Args:
+        embed_dims: Channels of the layer, ``D``.
+        num_heads: Heads of the layer, and of the memory attention.
+        cache_size: Rows and columns of the cache.
+        cache_ratio: ``D_m / D``, in (0, 1].
+        variant: ``'code'`` or ``'paper'``, see :class:`GRCConfig`.
+        lambda_init: First value of the mixing logit of every head.
+        pos_conv: Whether to add the positional convolution.
+        sr_ratio: Reduction of the cache in the memory attention.
+        qkv_bias: Whether the memory attention's queries, keys and values have a bias.
+        attn_drop: Dropout of the memory attention, in [0, 1].
+        proj_drop: Dropout of the memory attention's output, in [0, 1].
+
+    Raises:
+        ValueError: ``cache_ratio`` does not split the channels evenly, or the cache is smaller than ``sr_ratio``.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        cache_size: tuple[int, int],
+        cache_ratio: float = 0.5,
+        variant: str = 'code',
+        lambda_init: float = -1.0,
+        pos_conv: bool = True,
+        sr_ratio: int = 1,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        dims = round(embed_dims * cache_ratio)
+        # The grouped convolution needs whole groups, the mix whole channels of each head.
+        if dims < 1 or dims % num_heads or (pos_conv and embed_dims % dims):
+            allowed = [
+                n / embed_dims
+                for n in range(num_heads, embed_dims + 1, num_heads)
+                if not pos_conv or embed_dims % n == 0
+            ]
+            raise ValueError(
+                f'grc.cache_ratio={cache_ratio:g} does not split the {embed_dims} channels of a layer with {num_heads} '
+                f'heads evenly; allowed: {", ".join(f"{ratio:g}" for ratio in allowed)}'
+            )
+        self.embed_dims = embed_dims
+        self.num_heads = num_heads
+        self.dims = dims
+        self.cache_size = tuple(cache_size)
+        self.variant = variant
+        self.lambda_init = lambda_init
+        self.proj_drop = proj_drop
+
+        self.update_gate = nn.Linear(2 * dims, dims)
+        self.reset_gate = nn.Linear(2 * dims, dims)
+        self.candidate = nn.Linear(2 * dims, dims)
+        self.candidate_norm = nn.LayerNorm(dims) if variant == 'code' else None
+        self.mem_attn = MemoryAttention(dims, num_heads, self.cache_size, sr_ratio, qkv_bias, attn_drop)
+        self.lam = nn.Parameter(torch.empty(num_heads))
+        self.pos_conv = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=dims) if pos_conv else None
+        self.register_buffer('cache', torch.zeros(1, self.cache_size[0] * self.cache_size[1], dims))
+        self.cache: Tensor
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise the weights as PVT does its own, λ with ``lambda_init``, and empty the cache."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+            elif isinstance(module, nn.Conv2d):
+                module.reset_parameters()
+            if isinstance(module, nn.Linear | nn.LayerNorm | nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        nn.init.constant_(self.lam, self.lambda_init)
+        self.cache.zero_()
+
+    def extra_repr(self) -> str:
+        return f'variant={self.variant!r}, cache={self.cache_size[0]}x{self.cache_size[1]}x{self.dims}'
+
+    def forward(
+        self, x: Tensor, o_self: Tensor, hw_shape: tuple[int, int], cache: Tensor, resampling: Resampling
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mix what self-attention gave with what the memory gives.
+
+        Args:
+            x: (B, T, D), the layer's normed tokens.
+            o_self: (B, T, D), output of self-attention on them, its output projection included.
+            hw_shape: Rows H and columns W of the tokens, T = H W.
+            cache: (1, T_m, D_m), the cache as it was before this step.
+            resampling: From (H, W) to the cache's grid.
+
+        Returns:
+            The mix (B, T, D), and the cache (1, T_m, D_m) that this step proposes, detached: None in evaluation.
+        """
+        grid = x.unflatten(1, hw_shape)
+        summarised = o_self.unflatten(1, hw_shape) if self.variant == 'code' else grid
+        updates = self.variant == 'code' or self.training
+        memory = self._update(resampling, summarised, cache) if updates else cache
+        proposal = memory.detach().mean(dim=0, keepdim=True) if self.training else None
+        if updates and self.variant == 'paper':
+            memory = memory.mean(dim=0, keepdim=True)
+
+        # σ(λ) scales the memory's output per head and zeros pad its channels to D / heads. Both are linear, so they go
+        # into the output projection, and no padded copy of the output is made.
+        alpha = self.lam.sigmoid()
+        proj = self.mem_attn.proj
+        rows = (self.num_heads, self.dims // self.num_heads)
+        padding = (self.embed_dims - self.dims) // self.num_heads
+        weight = F.pad(alpha[:, None, None] * proj.weight.unflatten(0, rows), (0, 0, 0, padding)).flatten(0, 1)
+        bias = F.pad(alpha[:, None] * proj.bias.unflatten(0, rows), (0, padding)).flatten()
+        o_mem = self.mem_attn(x[..., : self.dims], memory, weight, bias)
+        o_mem = F.dropout(o_mem, self.proj_drop, self.training)
+
+        keep = (1 - alpha).repeat_interleave(self.embed_dims // self.num_heads)
+        out = torch.addcmul(o_mem, o_self, keep.to(o_self.dtype))
+        if self.pos_conv is not None:
+            out = out + self.pos_conv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
+        return out, proposal
+
+    def _update(self, resampling: Resampling, summarised: Tensor, cache: Tensor) -> Tensor:
+        """The updated cache C' of each image, (B, T_m, D_m), in the cache's precision (paper, Eq. 3)."""
+        with torch.autocast(summarised.device.type, enabled=False):
+            dtype = torch.promote_types(summarised.dtype, torch.float32)
+            summary = resampling(summarised[..., : self.dims].to(dtype))
+            cache = cache.to(dtype).expand_as(summary)
+            gate_input = torch.cat([cache, summary], dim=2)
+            update, reset = (
+                torch.sigmoid(F.linear(gate_input, gate.weight.to(dtype), gate.bias.to(dtype)))
+                for gate in (self.update_gate, self.reset_gate)
+            )
+            parts = [reset * cache, summary]
+            candidate = torch.cat(parts if self.variant == 'code' else parts[::-1], dim=2)
+            candidate = F.linear(candidate, self.candidate.weight.to(dtype), self.candidate.bias.to(dtype))
+            if self.candidate_norm is not None:
+                norm = self.candidate_norm
+                candidate = F.layer_norm(
+                    F.gelu(candidate), norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps
+                )
+            return update * candidate + (1 - update) * cache
+
+    def _apply(self, fn, recurse: bool = True) -> GRC:
+        """Keep the cache in float32 when the rest of the model moves to half precision."""
+        exact = self.cache
+        super()._apply(fn, recurse)
+        if self.cache.dtype in (torch.float16, torch.bfloat16):
+            self.cache = exact.to(self.cache.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Refuse a cache of another size, which lenient loaders only warn of.
+
+        Raises:
+            ValueError: The checkpoint's cache has another shape.
+        """
+        stored = state_dict.get(f'{prefix}cache')
+        if stored is not None and stored.shape != self.cache.shape:
+            raise ValueError(
+                f"{prefix}cache: the checkpoint's cache has the shape {tuple(stored.shape)}, the model's has "
+                f'{tuple(self.cache.shape)} ({self.cache_size[0]} x {self.cache_size[1]} tokens of {self.dims} '
+                'channels). Set grc.cache_sizes and grc.cache_ratio to what the checkpoint was trained with.'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,67 @@
+"""The software that mmgrc stands on: which versions were tested, and a check of those that are installed."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+from packaging.version import Version
+
+__all__ = ['REQUIREMENTS', 'Requirement', 'StackError', 'check_stack']
+
+
+class StackError(ImportError):
+    """An installed package is missing or too old or too new."""
+
+
+class Requirement(NamedTuple):
+    """A package with the versions that work."""
+
+    package: str
+    tested: str
+    """The version that the tests run with."""
+    minimum: str
+    below: str | None
+    """The first version that does not work, if one is known."""
+    remedy: str
+    """The command that installs a version that works."""
+
+
+_MMCV = 'pip install --no-build-isolation mmcv==2.1.0'
+REQUIREMENTS = (
+    Requirement('torch', '2.13.0', '2.1', None, 'pip install torch==2.13.0'),
+    Requirement('mmengine', '0.10.7', '0.10.3', '1.0', 'pip install mmengine==0.10.7'),
+    Requirement('mmcv', '2.1.0', '2.0.0', '2.2.0', _MMCV),
+    Requirement('mmdet', '3.3.0', '3.3.0', '4.0', 'pip install mmdet==3.3.0'),
+    # mmengine reads its `mmdet::` base configs through pkg_resources, which setuptools 81 no longer has.
+    Requirement('setuptools', '80.10.2', '60.0', '81', 'pip install "setuptools<81"'),
+)
+
+
+def check_stack() -> None:
+    """Check that every package of :data:`REQUIREMENTS` is there in a version that works, mmcv with its compiled ops.
+
+    Raises:
+        StackError: One is not. The message names all that are wrong, and what to type.
+    """
+    problems = []
+    for need in REQUIREMENTS:
+        try:
+            found = version(need.package)
+        except PackageNotFoundError:
+            found = None
+        allowed = f'{need.minimum} or newer' + (f', below {need.below}' if need.below else '')
+        if found is None:
+            problems.append(f'{need.package} is not installed (needed: {allowed}). Type: {need.remedy}')
+        elif Version(found) < Version(need.minimum) or (need.below and Version(found) >= Version(need.below)):
+            problems.append(f'{need.package} {found} is installed (needed: {allowed}). Type: {need.remedy}')
+    if not problems:
+        try:
+            import mmcv.ops  # noqa: F401
+        except ImportError as error:
+            problems.append(
+                f'mmcv has no compiled ops that fit the installed torch ({error}). Type: pip uninstall -y mmcv; pip '
+                f'cache remove mmcv; {_MMCV}'
+            )
+    if problems:
+        raise StackError('mmgrc cannot run with what is installed:\n  ' + '\n  '.join(problems))

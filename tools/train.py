@@ -1,0 +1,8 @@
+"""Train a detector: MMDetection's own train.py with all its options, after checks of what it is given."""
+
+import sys
+
+from mmgrc.mmdet_tools import main
+
+if __name__ == '__main__':
+    sys.exit(main('train'))

@@ -15,7 +15,7 @@ __all__ = ['allow_mmengine_checkpoints', 'read_checkpoint']
 def allow_mmengine_checkpoints() -> None:
     """Let ``torch.load`` accept the objects that MMEngine 0.10.7 puts into its checkpoints, and no others.
 
-    Since torch 2.6 files are read with ``weights_only=True``, which refuses MMEngine's log history and its NumPy arrays.
+    Since torch 2.6 files are read with ``weights_only=True``, which refuses MMEngine's log history and NumPy arrays.
     They are allowed by name; the check stays on.
     """
     scalar_types = (np.float64, np.float32, np.int64, np.int32, np.uint8, np.bool_)

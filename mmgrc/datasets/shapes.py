@@ -35,8 +35,8 @@ def write_shapes(
 ) -> None:
     """Write ``train/`` and ``val/`` images and their ``annotations/instances_*.json``.
 
-    The same arguments give the same bytes. Masks are of what is visible, as run lengths, for shapes may have holes where
-    others lie on them.
+    The same arguments give the same bytes. Masks are of what is visible, as run lengths, for a shape has a hole where
+    another lies on it.
 
     Args:
         out: Folder to write to, made where it is missing.

@@ -88,9 +88,9 @@ def _warn_of_missing_branches(module: CachedBackbone, incompatible) -> None:
         return
     total = sum(len(branch.state_dict()) for branch in module.grc_layers().values())
     print_log(
-        f'{len(missing)} of the {total} GRC tensors of {type(module).__name__} are not in the checkpoint: they keep the '
-        'values that they have, a fresh memory is empty. Harmless where training starts from weights without GRC; wrong '
-        'where a trained GRC model was meant.',
+        f'{len(missing)} of the {total} GRC tensors of {type(module).__name__} are not in the checkpoint: they keep '
+        'the values that they have, and a fresh memory is empty. Harmless where training starts from weights without '
+        'GRC; wrong where a trained GRC model was meant.',
         logger='current',
         level=logging.WARNING,
     )

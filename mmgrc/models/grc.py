@@ -127,8 +127,8 @@ def _is_sequence(value: object) -> bool:
 class Resampling(NamedTuple):
     """Weights that bring a token grid (H, W) to the cache's grid (H_m, W_m), for each image of a batch.
 
-    A cell of the cache is the mean of the tokens below it, each by the area that they share. On a grid of the cache's own
-    size this is the identity, to the bit.
+    A cell of the cache is the mean of the tokens below it, each by the area that they share. On a grid of the cache's
+    own size this is the identity, to the bit.
     """
 
     rows: Tensor

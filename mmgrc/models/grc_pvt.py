@@ -63,9 +63,9 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
     """PVT with GRC attention, `Cached Transformers: Improving Transformers with Differentiable Memory Cache
     <https://arxiv.org/abs/2312.12742>`_.
 
-    All arguments are those of :class:`mmdet.models.PyramidVisionTransformer`, whose state-dict keys stay as they are;
-    those of the memory stand below ``grc`` in each attention. With ``grc=dict(stages=())`` it is the stock backbone, key
-    for key and value for value. Inputs smaller than the stock one accepts are padded where a kernel would not fit.
+    It takes the arguments of :class:`mmdet.models.PyramidVisionTransformer`, whose state-dict keys stay as they are;
+    those of the memory stand below ``grc`` in each attention. With ``grc=dict(stages=())`` it is the stock backbone,
+    key for key and value for value. Inputs smaller than stock PVT accepts are padded where a kernel would not fit.
 
     Args:
         pretrain_img_size: Image size that the position embeddings and the default caches are made for.

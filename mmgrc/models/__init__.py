@@ -1,5 +1,5 @@
 """GRC backbones for MMDetection."""
 
-from .grc_pvt import GRCPyramidVisionTransformer
+from .grc_pvt import GRCPyramidVisionTransformer, GRCPyramidVisionTransformerV2
 
-__all__ = ['GRCPyramidVisionTransformer']
+__all__ = ['GRCPyramidVisionTransformer', 'GRCPyramidVisionTransformerV2']

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from mmdet.models.backbones.pvt import pvt_convert
 from mmengine.logging import print_log
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-__all__ = ['LoadReport', 'backbone_state', 'checkpoint_state', 'convert_pvt', 'load_converted']
+__all__ = ['LoadReport', 'backbone_state', 'checkpoint_state', 'convert_checkpoint', 'convert_pvt', 'load_converted']
 
 # Names of the published GRC module, and ours below the attention's `grc`.
 _PUBLISHED_GRC_NAMES = {
@@ -134,3 +136,60 @@ def load_converted(
     level = logging.WARNING if report.missing else logging.INFO
     print_log(f'{type(model).__name__}: {report}', logger='current', level=level)
     return report
+
+
+def pvt_config(state: Mapping[str, Tensor]) -> dict:
+    """The config of the GRC backbone that a converted PVT state dict is of, read from its shapes.
+
+    Args:
+        state: Keys of MMDetection.
+
+    Raises:
+        ValueError: It is no PVT.
+    """
+    stages = []
+    while (patch := state.get(f'layers.{len(stages)}.0.projection.weight')) is not None:
+        stages.append((f'layers.{len(stages)}.1.', patch.shape[0]))
+    blocks = [
+        sorted({k.split('.')[3] for k in state if k.startswith(p) and '.norm1.' in k}, key=int) for p, _ in stages
+    ]
+    if not stages or not all(blocks):
+        raise ValueError(f'this is no checkpoint of a PVT. It has {", ".join(list(state)[:3]) or "nothing"} ...')
+    first = [f'{prefix}{numbers[0]}.' for (prefix, _), numbers in zip(stages, blocks, strict=True)]
+    dims = [dim for _, dim in stages]
+    config = {
+        'type': 'GRCPyramidVisionTransformer',
+        'embed_dims': dims[0],
+        'num_stages': len(stages),
+        'num_layers': [len(numbers) for numbers in blocks],
+        # Heads have as many channels as the first stage has, in every PVT.
+        'num_heads': [dim // dims[0] for dim in dims],
+        'mlp_ratios': [state[f'{p}ffn.layers.0.weight'].shape[0] // dim for p, dim in zip(first, dims, strict=True)],
+        'sr_ratios': [state[f'{p}attn.sr.weight'].shape[-1] if f'{p}attn.sr.weight' in state else 1 for p in first],
+        'qkv_bias': f'{first[0]}attn.attn.in_proj_bias' in state,
+        'out_indices': tuple(range(len(stages))),
+    }
+    if 'layers.0.2.weight' in state:
+        config['type'] += 'V2'
+    if (cache := state.get(f'{first[0]}attn.grc.cache')) is not None:
+        lengths = [state[f'{p}attn.grc.cache'].shape[1] for p in first]
+        config['grc'] = {'cache_ratio': cache.shape[2] / dims[0], 'cache_sizes': [math.isqrt(n) for n in lengths]}
+    return config
+
+
+def convert_checkpoint(checkpoint: Mapping) -> tuple[dict[str, Tensor], LoadReport]:
+    """Convert a PVT checkpoint of any known kind and try it on the backbone that it is of.
+
+    Args:
+        checkpoint: See :func:`checkpoint_state`.
+
+    Returns:
+        The tensors that the backbone takes, under its keys, and what became of the rest.
+
+    Raises:
+        ValueError: It is no PVT, or a tensor has another shape than its backbone needs.
+    """
+    model = MODELS.build(pvt_config(convert_pvt(backbone_state(checkpoint))))
+    report = load_converted(model, checkpoint, convert_pvt)
+    state = model.state_dict()
+    return {key: state[key] for key in report.loaded}, report

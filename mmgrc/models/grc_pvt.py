@@ -18,7 +18,7 @@ from .cache import CachedBackbone
 from .convert import convert_pvt, load_converted
 from .grc import GRC, GRCConfig, Resampling, make_resampling, valid_extent
 
-__all__ = ['GRCPyramidVisionTransformer']
+__all__ = ['GRCPyramidVisionTransformer', 'GRCPyramidVisionTransformerV2']
 
 
 class PVTEncoderLayer(nn.Module):
@@ -135,6 +135,13 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
                 outs.append(x)
         self.commit_caches(proposals)
         return tuple(outs)
+
+
+@MODELS.register_module()
+class GRCPyramidVisionTransformerV2(GRCPyramidVisionTransformer, pvt.PyramidVisionTransformerV2):
+    """PVTv2 with GRC attention: :class:`mmdet.models.PyramidVisionTransformerV2` with the ``grc`` argument of
+    :class:`GRCPyramidVisionTransformer`.
+    """
 
 
 def _make_branch(attn: pvt.SpatialReductionAttention, options: GRCConfig, stage: int) -> GRC:

@@ -7,11 +7,11 @@ test_cfg = dict(type='TestLoop')
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='MultiStepLR', begin=0, end=5, by_epoch=True, milestones=[4], gamma=0.1),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=300, T_max=270, eta_min_ratio=0.02),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=3e-4, weight_decay=1e-4),
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=1e-4),
     paramwise_cfg=dict(custom_keys={'grc.lam': dict(decay_mult=0.0)}),
     # From scratch, the first steps would otherwise be too long.
     clip_grad=dict(max_norm=1.0, norm_type=2))

@@ -116,7 +116,7 @@ def _draw_image(rng: np.random.Generator, width: int, height: int) -> tuple[np.n
 
 def _draw_background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     """A dim, blurred patchwork with lines and crosses on it, which are not objects, (H, W, 3), float."""
-    patches = (rng.uniform(70, 180, 3) + rng.uniform(-40, 40, (4, 5, 3))).astype(np.float32)
+    patches = (rng.uniform(70, 180) + rng.uniform(-40, 40, (4, 5, 3))).astype(np.float32)
     canvas = cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC)
     for _ in range(int(rng.integers(4, 12))):
         colour = tuple(float(c) for c in rng.uniform(0, 255, 3))
@@ -131,7 +131,7 @@ def _random_shape(rng: np.random.Generator, width: int, height: int, canvas: np.
     """A shape at least half inside of the image, in a colour that stands out from what it covers."""
     label = int(rng.integers(len(CLASSES)))
     # Small ones are more frequent than large ones, as in real images.
-    radius = min(width, height) * float(np.exp(rng.uniform(np.log(0.07), np.log(0.3))))
+    radius = min(width, height) * float(np.exp(rng.uniform(np.log(0.09), np.log(0.3))))
     x, y = rng.uniform([radius / 2, radius / 2], [width - radius / 2, height - radius / 2])
     mask = np.zeros((height, width), np.uint8)
     if CLASSES[label] == 'circle':
@@ -146,6 +146,9 @@ def _random_shape(rng: np.random.Generator, width: int, height: int, canvas: np.
     mask = mask.astype(bool)
     under = canvas[mask].mean(axis=0)
     while True:
-        colour = rng.uniform(0, 255, 3)
+        # Hues lean to the class (red, green, blue) and overlap: a short training has something to begin with.
+        hue = (120 * label + rng.normal(0, 30)) % 360
+        hsv = np.array([[[hue, rng.uniform(0.6, 1), rng.uniform(0.5, 1)]]], np.float32)
+        colour = 255 * cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(float)
         if np.linalg.norm(colour - under) >= _MIN_CONTRAST:
             return _Shape(label, mask, colour)

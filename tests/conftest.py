@@ -1,0 +1,35 @@
+"""What several tests share: a small generated data set, and the tools run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmgrc.datasets import write_shapes
+
+REPOSITORY = Path(__file__).parent.parent
+SHAPES_CONFIG = 'configs/shapes/mask_rcnn_grc_pvt.py'
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory):
+    """A data set of 16 training and 4 validation images."""
+    root = tmp_path_factory.mktemp('data') / 'shapes'
+    write_shapes(root, images=16, val=4, size=(96, 64), seed=3)
+    return root
+
+
+@pytest.fixture
+def run_tool(shapes):
+    """Run a tool in the repository as a user does, on the small data set, with no network and no GPU."""
+
+    def run(name, *args, timeout=300, env=None, **kwargs):
+        command = [sys.executable, f'tools/{name}.py', *map(str, args)]
+        environment = {**os.environ, 'SHAPES_ROOT': str(shapes), 'CUDA_VISIBLE_DEVICES': '', **(env or {})}
+        return subprocess.run(
+            command, cwd=REPOSITORY, env=environment, timeout=timeout, capture_output=True, text=True, **kwargs
+        )
+
+    return run

@@ -1,0 +1,25 @@
+"""`tools/make_shapes.py` as a user runs it."""
+
+import cv2
+
+
+def test_writes_a_data_set(run_tool, tmp_path):
+    result = run_tool(
+        'make_shapes', tmp_path / 'out', '--images', 3, '--val', 2, '--size', 64, 48, '--seed', 1, check=True
+    )
+    assert '3 training and 2 validation images' in result.stdout
+    assert len(list((tmp_path / 'out' / 'train').glob('*.png'))) == 3
+    assert cv2.imread(str(tmp_path / 'out' / 'val' / '000002.png')).shape == (48, 64, 3)
+
+
+def test_says_what_is_wrong(run_tool, tmp_path):
+    (tmp_path / 'file').write_text('')
+    for args, words in (
+        ([tmp_path / 'file'], 'file'),
+        ([tmp_path / 'out', '--images', 0], 'give at least 1'),
+        ([tmp_path / 'out', '--size', 8, 8], 'at least 32 pixels'),
+    ):
+        result = run_tool('make_shapes', *args)
+        assert result.returncode == 1
+        assert words in result.stderr
+        assert 'Traceback' not in result.stderr

@@ -1,0 +1,27 @@
+"""Plot loss and mAP of a training, from its work dir."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmgrc.visualization.curves import plot_run
+
+
+def main() -> str | None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('work_dir', metavar='WORK_DIR', help='work dir of a training')
+    parser.add_argument('--out', metavar='FILE', help='picture to write (default: curves.png in the work dir)')
+    args = parser.parse_args()
+    out = args.out or Path(args.work_dir) / 'curves.png'
+    try:
+        plot_run(args.work_dir, out)
+    except (OSError, ValueError) as error:
+        return f'plot_run: {error}'
+    print(f'{out} is written')
+    return None
+
+
+if __name__ == '__main__':
+    sys.exit(main())

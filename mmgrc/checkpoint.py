@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,17 @@ import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 
 __all__ = ['allow_mmengine_checkpoints', 'read_checkpoint']
+
+
+def _history_statistic(owner: object, name: str) -> object:
+    """Stand in for ``getattr``, by which a pickled log history names its own statistics; nothing else is looked up.
+
+    Raises:
+        UnpicklingError: The file asks for any other attribute.
+    """
+    if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
+        raise pickle.UnpicklingError(f'the file asks for the attribute {name!r} of {owner!r}.')
+    return getattr(owner, name)
 
 
 def allow_mmengine_checkpoints() -> None:
@@ -23,6 +35,7 @@ def allow_mmengine_checkpoints() -> None:
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
+            (_history_statistic, 'builtins.getattr'),
             arrays._reconstruct,
             arrays.scalar,
             # The same two in files that NumPy 1 wrote.
@@ -44,9 +57,10 @@ def read_checkpoint(path: str | Path) -> dict:
     try:
         checkpoint = torch.load(Path(path).expanduser(), map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split('\n')[0]
+        # torch's message is long, and advises to turn the check off.
+        reason = re.search(r'WeightsUnpickler error: (.*?)(\. Please|$)', str(error), re.M)
         raise ValueError(
-            f'{path} cannot be read as weights: {reason} It is no checkpoint, or holds objects that could run code; '
+            f'{path} cannot be read as weights: {reason[1].rstrip(".") if reason else "not a torch file"}. It is no checkpoint, or holds objects that could run code; '
             'save its state dict alone where you trust it.'
         ) from error
     except (RuntimeError, EOFError, OSError) as error:

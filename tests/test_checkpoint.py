@@ -36,6 +36,17 @@ def test_code_does_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / 'evil').exists()
 
 
+class Attribute:
+    def __reduce__(self):
+        return (getattr, (HistoryBuffer, '__init__'))
+
+
+def test_no_attribute_but_the_statistics_is_looked_up(tmp_path):
+    torch.save({'x': Attribute()}, tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match=r"asks for the attribute '__init__'"):
+        read_checkpoint(tmp_path / 'x.pth')
+
+
 def test_files_that_are_no_checkpoints(tmp_path):
     (tmp_path / 'empty.pth').write_bytes(b'')
     (tmp_path / 'text.pth').write_text('not weights')

@@ -22,7 +22,7 @@ model = dict(
         bbox_roi_extractor=dict(out_channels=128),
         bbox_head=dict(in_channels=128, fc_out_channels=256, num_classes=3),
         mask_roi_extractor=dict(out_channels=128),
-        mask_head=dict(num_convs=2, in_channels=128, conv_out_channels=128, num_classes=3, norm_cfg=norm_cfg)),
+        mask_head=dict(num_convs=2, in_channels=128, conv_out_channels=64, num_classes=3, norm_cfg=norm_cfg)),
     train_cfg=dict(
-        rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=48, pos_fraction=0.5))),
-    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)))
+        rpn_proposal=dict(nms_pre=300, max_per_img=100), rcnn=dict(sampler=dict(num=48, pos_fraction=0.5))),
+    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)))

@@ -59,8 +59,9 @@ def read_checkpoint(path: str | Path) -> dict:
     except pickle.UnpicklingError as error:
         # torch's message is long, and advises to turn the check off.
         reason = re.search(r'WeightsUnpickler error: (.*?)(\. Please|$)', str(error), re.M)
+        reason = reason[1].rstrip('.') if reason else 'not a torch file'
         raise ValueError(
-            f'{path} cannot be read as weights: {reason[1].rstrip(".") if reason else "not a torch file"}. It is no checkpoint, or holds objects that could run code; '
+            f'{path} cannot be read as weights: {reason}. It is no checkpoint, or holds objects that could run code; '
             'save its state dict alone where you trust it.'
         ) from error
     except (RuntimeError, EOFError, OSError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import warnings
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,7 @@ from types import ModuleType
 import mmdet
 
 from .config import config_path
-from .preflight import PreflightError, check_checkpoint, check_datasets, check_weights, load_config
+from .preflight import PreflightError, build_model, check_checkpoint, check_datasets, check_weights, load_config
 
 __all__ = ['main']
 
@@ -32,11 +33,10 @@ def _load_tool(name: str) -> ModuleType:
 def _check_train(args: Namespace) -> None:
     config = load_config(args.config, args.cfg_options)
     check_datasets(config, ('train_dataloader', 'val_dataloader'))
-    if args.resume not in (None, 'auto') and '://' not in args.resume and not Path(args.resume).is_file():
-        raise PreflightError(
-            f'there is no checkpoint {args.resume} to resume from. Without a path, --resume takes the latest of the '
-            'work dir'
-        )
+    if args.resume in (None, 'auto'):
+        build_model(config)
+    else:
+        check_checkpoint(config, args.resume)
     check_weights(config)
 
 
@@ -60,6 +60,8 @@ def main(name: str) -> str | None:
     Returns:
         A message for the user where a check fails; None after a run.
     """
+    # Said by mmengine at each base config. requirements.txt pins setuptools, which is the remedy.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     try:
         tool = _load_tool(name)
         args = tool.parse_args()

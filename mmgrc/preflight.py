@@ -12,12 +12,13 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from torch import nn
 
 from .checkpoint import read_checkpoint
 from .config import CONFIG_DIR, config_path
 from .models.convert import checkpoint_state
 
-__all__ = ['PreflightError', 'check_checkpoint', 'check_datasets', 'check_weights', 'load_config']
+__all__ = ['PreflightError', 'build_model', 'check_checkpoint', 'check_datasets', 'check_weights', 'load_config']
 
 _NO_WEIGHTS = '--cfg-options model.backbone.init_cfg=None'
 
@@ -147,8 +148,22 @@ def _fetch(url: str) -> None:
         ) from error
 
 
+def build_model(config: Config) -> nn.Module:
+    """Build the model of a config, without its pre-trained weights.
+
+    Raises:
+        PreflightError: The config asks for a model that cannot be built.
+    """
+    init_default_scope(config.get('default_scope') or 'mmdet')
+    try:
+        return MODELS.build(config.model)
+    except Exception as error:
+        # The registry wraps what a constructor raises, and puts its own words before it.
+        raise PreflightError(f'the model of {config.filename} cannot be built: {error}') from error
+
+
 def check_checkpoint(config: Config, path: str) -> None:
-    """Check that a checkpoint holds just the model of a config, by building it.
+    """Check that a checkpoint holds just the model of a config.
 
     Raises:
         PreflightError: The file is missing, cannot be read, or is of another model.
@@ -162,8 +177,7 @@ def check_checkpoint(config: Config, path: str) -> None:
     except ValueError as error:
         raise PreflightError(str(error)) from error
     state = checkpoint_state(checkpoint)
-    init_default_scope(config.get('default_scope') or 'mmdet')
-    own = MODELS.build(config.model).state_dict()
+    own = build_model(config).state_dict()
     problems = {
         'are missing in it': [key for key in own if key not in state],
         'have no place in the model': [key for key in state if key not in own],
@@ -176,6 +190,6 @@ def check_checkpoint(config: Config, path: str) -> None:
             if keys
         )
         raise PreflightError(
-            f'{path} is a checkpoint of another model than {config.filename}: {found}. Test it with the config that it '
-            'was trained with; a copy lies in its work dir.'
+            f'{path} is a checkpoint of another model than {config.filename}: {found}. Use it with the config that it was '
+            'trained with; a copy lies in its work dir.'
         )

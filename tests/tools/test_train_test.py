@@ -146,7 +146,7 @@ def test_killed_run_resumes(run_tool, trained, shapes, tmp_path):
             [SHAPES_CONFIG, '--cfg-options', 'model.backbone.init_cfg.checkpoint=/nothing/pvt_tiny.pth'],
             'train without: --cfg-options model.backbone.init_cfg=None',
         ),
-        ('train', [SHAPES_CONFIG, '--resume', '/nothing/epoch_1.pth'], 'to resume from'),
+        ('train', [SHAPES_CONFIG, '--resume', '/nothing/epoch_1.pth'], 'there is no checkpoint /nothing/epoch_1.pth'),
         ('train', [SHAPES_CONFIG, '--cfg-options', 'model.backbone.grc.cache_ratio=0.3'], 'grc.cache_ratio=0.3'),
         ('test', [SHAPES_CONFIG, '/nothing/epoch_1.pth'], 'there is no checkpoint'),
         ('test', [SHAPES_CONFIG, 'README.md'], 'README.md cannot be read as weights'),

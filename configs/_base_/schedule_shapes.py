@@ -1,22 +1,22 @@
 _base_ = 'default_runtime.py'
 
-# 6 epochs of 60 steps: 240 images, 4 at a time.
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=6, val_interval=2)
+# 4 epochs of 120 steps: 240 images, 2 at a time.
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=4, val_interval=2)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=360, T_max=330, eta_min_ratio=0.02),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=480, T_max=450, eta_min_ratio=0.02),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
     # One pass over the weights: without it AdamW takes a quarter of a step on a CPU.
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=1e-4, fused=True),
+    optimizer=dict(type='AdamW', lr=7e-4, weight_decay=1e-4, fused=True),
     paramwise_cfg=dict(custom_keys={'grc.lam': dict(decay_mult=0.0)}),
     # From scratch, the first steps would otherwise be too long.
     clip_grad=dict(max_norm=1.0, norm_type=2))
 
 default_hooks = dict(logger=dict(interval=10))
-# 1 process x 4 images.
-auto_scale_lr = dict(enable=False, base_batch_size=4)
+# 1 process x 2 images.
+auto_scale_lr = dict(enable=False, base_batch_size=2)

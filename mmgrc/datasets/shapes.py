@@ -15,8 +15,8 @@ __all__ = ['CLASSES', 'write_shapes']
 CLASSES = ('circle', 'square', 'triangle')
 MIN_SIZE = 32
 """Smallest width and height of an image."""
-_MAX_OBJECTS = 6
-_MIN_VISIBLE = 0.4
+_MAX_OBJECTS = 5
+_MIN_VISIBLE = 0.5
 """A shape is placed only where each shape below it stays visible by this share of its area."""
 _MIN_CONTRAST = 70
 """Least distance, in RGB, of a shape's colour from what lies under it."""

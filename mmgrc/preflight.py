@@ -190,6 +190,6 @@ def check_checkpoint(config: Config, path: str) -> None:
             if keys
         )
         raise PreflightError(
-            f'{path} is a checkpoint of another model than {config.filename}: {found}. Use it with the config that it was '
-            'trained with; a copy lies in its work dir.'
+            f'{path} is a checkpoint of another model than {config.filename}: {found}. Use it with the config that it '
+            'was trained with; a copy lies in its work dir.'
         )

@@ -20,7 +20,16 @@ model = dict(
     rpn_head=dict(in_channels=128, feat_channels=128, anchor_generator=dict(scales=[4])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=128),
-        bbox_head=dict(in_channels=128, fc_out_channels=256, num_classes=3),
+        bbox_head=dict(
+            type='ConvFCBBoxHead',
+            num_shared_convs=2,
+            num_shared_fcs=1,
+            in_channels=128,
+            conv_out_channels=64,
+            fc_out_channels=256,
+            norm_cfg=norm_cfg,
+            num_classes=3,
+            reg_class_agnostic=True),
         mask_roi_extractor=dict(out_channels=128),
         mask_head=dict(num_convs=2, in_channels=128, conv_out_channels=64, num_classes=3, norm_cfg=norm_cfg)),
     train_cfg=dict(

@@ -1,4 +1,4 @@
-"""The stock attention and feed-forward layers of PVT on fused kernels, under their stock keys.
+"""The stock attention and feed-forward layers of PVT and Swin on fused kernels, under their stock keys.
 
 Each class adopts the submodules of a stock MMDetection layer, so that construction, initialisation and state-dict keys
 stay MMDetection's, and only the computation is ours.
@@ -6,13 +6,14 @@ stay MMDetection's, and only the computation is ours.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
-from mmdet.models.backbones import pvt
+from mmdet.models.backbones import pvt, swin
 from torch import Tensor, nn
 
 from .grc import GRC, Resampling
 
-__all__ = ['MixFFN', 'SpatialReductionAttention', 'pad_to_kernel']
+__all__ = ['MixFFN', 'ShiftWindowMSA', 'SpatialReductionAttention', 'pad_to_kernel']
 
 
 def pad_to_kernel(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -118,3 +119,88 @@ class MixFFN(nn.Module):
             else:
                 x = layer(x.unflatten(1, hw_shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
         return identity + self.dropout_layer(x)
+
+
+class ShiftWindowMSA(nn.Module):
+    """Swin's shifted-window attention without attention maps in memory, with a GRC branch where one is given.
+
+    The branch wraps the whole map, not a window: every token reads the one memory of its layer.
+
+    Args:
+        stock: The layer of MMDetection whose submodules are adopted.
+        grc: The memory of this layer. None: the stock computation.
+    """
+
+    def __init__(self, stock: swin.ShiftWindowMSA, grc: GRC | None = None) -> None:
+        super().__init__()
+        self.window_size = stock.window_size
+        self.shift_size = stock.shift_size
+        self.w_msa = stock.w_msa
+        self.drop = stock.drop
+        self.grc = grc
+
+    def forward(
+        self,
+        x: Tensor,
+        hw_shape: tuple[int, int],
+        cache: Tensor | None = None,
+        resampling: Resampling | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend the tokens in windows, and the memory where there is one.
+
+        Args:
+            x: (B, T, D), normed tokens.
+            hw_shape: Rows and columns of the tokens.
+            cache: (1, T_m, D_m), see :meth:`GRC.forward`.
+            resampling: See :meth:`GRC.forward`.
+
+        Returns:
+            (B, T, D), and the cache that this step proposes, if any.
+        """
+        out, proposal = self._attend(x, hw_shape), None
+        if self.grc is not None:
+            out, proposal = self.grc(x, out, hw_shape, cache, resampling)
+        return self.drop(out), proposal
+
+    def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        size, shift, msa = self.window_size, self.shift_size, self.w_msa
+        height, width = hw_shape
+        padding = (-height % size, -width % size)
+        grid = F.pad(x.unflatten(1, hw_shape), (0, 0, 0, padding[1], 0, padding[0]))
+        if shift:
+            grid = grid.roll((-shift, -shift), dims=(1, 2))
+        rows, cols = grid.shape[1] // size, grid.shape[2] // size
+        # (B, rows size, cols size, D) -> (B rows cols, size size, D)
+        windows = grid.unflatten(2, (cols, size)).unflatten(1, (rows, size)).transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+        # (B rows cols, N, 3 D) -> 3 x (B rows cols, heads, N, D / heads)
+        query, key, value = msa.qkv(windows).unflatten(2, (3, msa.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = msa.relative_position_bias_table[msa.relative_position_index].permute(2, 0, 1)[None]
+        if shift:
+            # Tokens that the shift brought together from two sides of the map do not attend each other.
+            bias = (bias + self._shift_mask(rows, cols, bias)[:, None]).repeat(len(x), 1, 1, 1)
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=bias.to(query.dtype),
+            dropout_p=msa.attn_drop.p if self.training else 0.0,
+            scale=msa.scale,
+        )
+        out = msa.proj_drop(msa.proj(out.transpose(1, 2).flatten(2)))
+
+        out = out.unflatten(1, (size, size)).unflatten(0, (-1, rows, cols)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        if shift:
+            out = out.roll((shift, shift), dims=(1, 2))
+        return out[:, :height, :width].flatten(1, 2)
+
+    def _shift_mask(self, rows: int, cols: int, like: Tensor) -> Tensor:
+        """0 where two tokens of a window are neighbours on the map, -100 elsewhere, (rows cols, N, N)."""
+        size, shift = self.window_size, self.shift_size
+        bands = []
+        for count in (rows, cols):
+            line = torch.arange(count * size, device=like.device)
+            bands.append((line >= (count - 1) * size).int() + (line >= count * size - shift).int())
+        region = (3 * bands[0][:, None] + bands[1]).unflatten(1, (cols, size)).unflatten(0, (rows, size))
+        region = region.transpose(1, 2).flatten(2).flatten(0, 1)
+        return (region[:, None] != region[:, :, None]).to(like.dtype) * -100

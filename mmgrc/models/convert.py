@@ -8,7 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from mmdet.models.backbones.pvt import pvt_convert
+from mmdet.models.backbones.swin import swin_converter
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -87,6 +89,38 @@ def convert_pvt(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             prefix = f'layers.{int(stage) - 1}.1.{int(block) + offset}.attn.grc.'
             memory[prefix + _PUBLISHED_GRC_NAMES[name] + (rest or '')] = value
     return {**pvt_convert(state), **memory}
+
+
+def convert_swin(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring a Swin state dict to MMDetection's keys, and its position tables to the model's sizes.
+
+    Args:
+        state: Keys of the original Swin, or of MMDetection.
+        own: The model's state dict, for its shapes.
+    """
+    if not any(key.startswith('stages.') for key in state):
+        # Its masks and its last norm are of the classifier's image size; MMDetection's converter adds a prefix.
+        kept = {k: v for k, v in state.items() if not k.endswith('attn_mask') and not k.startswith('norm.')}
+        state = {key.removeprefix('backbone.'): value for key, value in swin_converter(kept).items()}
+    out = {}
+    for key, value in state.items():
+        target = own.get(key)
+        if target is not None and value.shape != target.shape:
+            if key.endswith('relative_position_index'):
+                value = target  # a constant of the window size
+            elif key.endswith('relative_position_bias_table') and value.shape[1] == target.shape[1]:
+                value = _resize_grid(value.t()[None], target.shape[0])[0].t()
+            elif key == 'absolute_pos_embed' and value.shape[2] == target.shape[2]:
+                value = _resize_grid(value.transpose(1, 2), target.shape[1]).transpose(1, 2)
+        out[key] = value
+    return out
+
+
+def _resize_grid(grid: Tensor, length: int) -> Tensor:
+    """Resize a flattened square grid (1, C, n n) to (1, C, length), as Swin resizes its position tables."""
+    side, new_side = math.isqrt(grid.shape[2]), math.isqrt(length)
+    resized = F.interpolate(grid.unflatten(2, (side, side)), size=(new_side, new_side), mode='bicubic')
+    return resized.flatten(2)
 
 
 def load_converted(

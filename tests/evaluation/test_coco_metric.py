@@ -24,7 +24,7 @@ REFERENCE = os.environ.get('COCOEVAL_REFERENCE')
 
 
 def evaluate(ann_file, results, classes, metric, monkeypatch):
-    """The 12 numbers of a COCO results list, by way of the config's evaluator. It rounds them; they are taken before."""
+    """The 12 numbers of a COCO results list, by the config's evaluator, before it rounds them."""
     stats = []
 
     class Recorder(coco_metric.COCOeval):
@@ -52,9 +52,7 @@ def evaluate(ann_file, results, classes, metric, monkeypatch):
             'labels': torch.tensor([labels[r['category_id']] for r in found], dtype=torch.long),
         }
         if metric == 'segm':
-            instances['masks'] = [
-                {**r['segmentation'], 'counts': r['segmentation']['counts'].encode()} for r in found
-            ]
+            instances['masks'] = [{**r['segmentation'], 'counts': r['segmentation']['counts'].encode()} for r in found]
         sample = {'img_id': image['id'], 'ori_shape': (image['height'], image['width']), 'pred_instances': instances}
         evaluator.process({}, [sample])
     rounded = evaluator.evaluate(len(truth.getImgIds()))

@@ -1,0 +1,178 @@
+"""Swin Transformers with a memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+from operator import mul
+
+import torch.nn.functional as F
+from mmdet.models.backbones import swin
+from mmengine.registry import MODELS
+from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.utils import to_2tuple
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import ShiftWindowMSA
+from .cache import CachedBackbone
+from .convert import convert_swin, load_converted
+from .grc import GRC, GRCConfig, Resampling, make_resampling, valid_extent
+
+__all__ = ['GRCSwinTransformer']
+
+# The paper pools the caches of the first two stages by 4 and 2: grids of 14, 14, 14 and 7 at 224.
+_CACHE_POOLING = (4, 2, 1, 1)
+
+
+class SwinBlock(nn.Module):
+    """A block of Swin on fused kernels.
+
+    Args:
+        stock: The block of MMDetection whose submodules are adopted.
+        grc: The memory of its attention. None: the stock computation.
+    """
+
+    def __init__(self, stock: swin.SwinBlock, grc: GRC | None = None) -> None:
+        super().__init__()
+        self.with_cp = stock.with_cp
+        self.norm1 = stock.norm1
+        self.attn = ShiftWindowMSA(stock.attn, grc)
+        self.norm2 = stock.norm2
+        self.ffn = stock.ffn
+
+    def forward(
+        self,
+        x: Tensor,
+        hw_shape: tuple[int, int],
+        cache: Tensor | None = None,
+        resampling: Resampling | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the block, see :meth:`mmgrc.models.grc_pvt.PVTEncoderLayer.forward`."""
+        if self.with_cp and x.requires_grad:
+            return checkpoint(self._forward, x, hw_shape, cache, resampling, use_reentrant=False)
+        return self._forward(x, hw_shape, cache, resampling)
+
+    def _forward(
+        self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
+    ) -> tuple[Tensor, Tensor | None]:
+        out, proposal = self.attn(self.norm1(x), hw_shape, cache, resampling)
+        x = x + out
+        return self.ffn(self.norm2(x), identity=x), proposal
+
+
+@MODELS.register_module()
+class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
+    """Swin with GRC attention, `Cached Transformers: Improving Transformers with Differentiable Memory Cache
+    <https://arxiv.org/abs/2312.12742>`_.
+
+    It takes the arguments of :class:`mmdet.models.SwinTransformer`, whose state-dict keys stay as they are; those of
+    the memory stand below ``grc`` in each attention. With ``grc=dict(stages=())`` it is the stock backbone, key for key
+    and value for value. Neither the paper nor its code says how Swin has its memory: here the branch wraps the windows,
+    and each token of the map reads one memory.
+
+    Args:
+        pretrain_img_size: Image size that position embeddings and default caches are made for.
+        grc: Options of the memory, the fields of :class:`~mmgrc.models.grc.GRCConfig`. None: a memory in each stage,
+            with the cache at the stage's grid for ``pretrain_img_size``, pooled by 4 and 2 in the first two.
+        kwargs: The other arguments of the stock backbone.
+
+    Raises:
+        ValueError: An option of ``grc`` is unknown or has a bad value.
+    """
+
+    def __init__(self, *, pretrain_img_size: int | tuple[int, int] = 224, grc: Mapping | None = None, **kwargs) -> None:
+        super().__init__(pretrain_img_size=pretrain_img_size, **kwargs)
+        image_size = to_2tuple(pretrain_img_size)
+        strides = list(accumulate(kwargs.get('strides', (4, 2, 2, 2)), mul))
+        self.pretrain_grid = tuple(size // strides[0] for size in image_size)
+        grids = [
+            tuple(max(size // stride // pooling, 1) for size in image_size)
+            for stride, pooling in zip(strides, _CACHE_POOLING, strict=False)
+        ]
+        options = GRCConfig.parse(grc, len(self.stages), grids)
+        for number, stage in enumerate(self.stages):
+            for index, block in enumerate(stage.blocks):
+                branch = _make_branch(block.attn.w_msa, options, number) if number in options.stages else None
+                stage.blocks[index] = SwinBlock(block, branch)
+        self.init_caches(options)
+
+    def train(self, mode: bool = True) -> GRCSwinTransformer:
+        """Set the mode, frozen stages apart; returns the backbone, which the stock class forgets."""
+        super().train(mode)
+        return self
+
+    def init_weights(self) -> None:
+        """Initialise from scratch, or from the checkpoint that ``init_cfg`` names.
+
+        Original Swin checkpoints and MMDetection's are understood. The caches start empty either way.
+
+        Raises:
+            ValueError: No tensor of the checkpoint fits.
+        """
+        if self.init_cfg is None:
+            super().init_weights()
+            for branch in self.grc_layers().values():
+                branch.reset_parameters()
+        else:
+            weights = CheckpointLoader.load_checkpoint(self.init_cfg['checkpoint'], map_location='cpu')
+
+            def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+                return convert_swin(state, self.state_dict())
+
+            load_converted(self, weights, convert if self.convert_weights else None, with_caches=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps; in training mode the caches are renewed at the end.
+
+        Args:
+            x: (B, C, H, W), normalised images, padded with zeros at the bottom and right.
+
+        Returns:
+            The maps (B, D_i, H_i, W_i) of the stages in ``out_indices``.
+        """
+        image_size = tuple(x.shape[2:])
+        extent = valid_extent(x) if self.grc.stages else None
+        caches, proposals, outs = self.read_caches(), {}, []
+        x, hw_shape = self.patch_embed(x)
+        if self.use_abs_pos_embed:
+            x = x + self._position_embedding(hw_shape)
+        x = self.drop_after_pos(x)
+        for number, stage in enumerate(self.stages):
+            resampling = None
+            if number in self.grc.stages:
+                resampling = make_resampling(extent, image_size, hw_shape, self.grc.cache_sizes[number])
+            for block in stage.blocks:
+                branch = block.attn.grc
+                x, proposal = block(x, hw_shape, caches.get(branch), resampling)
+                if proposal is not None:
+                    proposals[branch] = proposal
+            if number in self.out_indices:
+                out = getattr(self, f'norm{number}')(x)
+                outs.append(out.unflatten(1, hw_shape).permute(0, 3, 1, 2).contiguous())
+            if stage.downsample:
+                x, hw_shape = stage.downsample(x, hw_shape)
+        self.commit_caches(proposals)
+        return tuple(outs)
+
+    def _position_embedding(self, hw_shape: tuple[int, int]) -> Tensor:
+        """The absolute position embedding, resized where the map has another size than in pre-training."""
+        if tuple(hw_shape) == self.pretrain_grid:
+            return self.absolute_pos_embed
+        grid = self.absolute_pos_embed.unflatten(1, self.pretrain_grid).permute(0, 3, 1, 2)
+        return F.interpolate(grid, size=hw_shape, mode='bicubic').flatten(2).transpose(1, 2)
+
+
+def _make_branch(attn: swin.WindowMSA, options: GRCConfig, stage: int) -> GRC:
+    return GRC(
+        embed_dims=attn.embed_dims,
+        num_heads=attn.num_heads,
+        cache_size=options.cache_sizes[stage],
+        cache_ratio=options.cache_ratio,
+        variant=options.variant,
+        lambda_init=options.lambda_init,
+        pos_conv=options.pos_conv,
+        qkv_bias=attn.qkv.bias is not None,
+        attn_drop=attn.attn_drop.p,
+        proj_drop=attn.proj_drop.p,
+    )

@@ -1,0 +1,163 @@
+"""The Swin backbone against stock MMDetection, on every size, and the loading of original weights."""
+
+import copy
+
+import pytest
+import torch
+from mmdet.models.backbones import SwinTransformer
+from mmengine.registry import MODELS
+
+NAME = 'GRCSwinTransformer'
+SMALL = {'embed_dims': 24, 'depths': (2, 2, 2, 2), 'num_heads': (1, 2, 4, 8), 'mlp_ratio': 2}
+
+
+def build(**options):
+    torch.manual_seed(0)
+    backbone = MODELS.build({'type': NAME, **SMALL, **options})
+    backbone.init_weights()
+    return backbone
+
+
+def stock_and_ours(**options):
+    torch.manual_seed(0)
+    stock = SwinTransformer(**{**SMALL, **options})
+    stock.init_weights()
+    for key, tensor in stock.state_dict().items():
+        if 'table' in key or 'absolute' in key:
+            torch.nn.init.normal_(tensor)
+    ours = MODELS.build({'type': NAME, **SMALL, 'grc': {'stages': ()}, **options})
+    ours.load_state_dict(stock.state_dict(), strict=True)
+    return stock, ours
+
+
+@pytest.mark.parametrize('size', [(224, 224), (32, 32), (33, 31), (112, 137)])
+def test_no_stage_equals_stock(size):
+    stock, ours = stock_and_ours(drop_path_rate=0.0)
+    assert list(stock.state_dict()) == list(ours.state_dict())
+    x = torch.randn(2, 3, *size)
+    outs, expected = ours(x), stock(x)
+    assert isinstance(outs, tuple)
+    weights = [torch.randn_like(out) for out in outs]
+    for left, right in zip(outs, expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+    for results in (outs, expected):
+        sum((out * weight).sum() for out, weight in zip(results, weights, strict=True)).backward()
+    for (name, left), right in zip(ours.named_parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(left.grad, right.grad, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f'{n}: {m}')
+
+
+@pytest.mark.parametrize(
+    'options', [{'window_size': 4}, {'qkv_bias': False}, {'out_indices': (1, 3)}, {'patch_norm': False}]
+)
+def test_arguments_of_the_stock_class(options):
+    stock, ours = stock_and_ours(**options)
+    stock.eval()  # returns None
+    x = torch.randn(1, 3, 96, 64)
+    for left, right in zip(ours.eval()(x), stock(x), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+
+
+def test_absolute_position_embedding():
+    stock, ours = stock_and_ours(use_abs_pos_embed=True, pretrain_img_size=64)
+    stock.eval()
+    x = torch.randn(1, 3, 64, 64)
+    for left, right in zip(ours.eval()(x), stock(x), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+    assert ours(torch.randn(1, 3, 96, 160))[0].shape[2:] == (24, 40)  # stock fails here
+
+
+@pytest.mark.parametrize('size', [(32, 32), (33, 31), (112, 137)])
+@pytest.mark.parametrize('variant', ['code', 'paper'])
+def test_every_size_trains_and_predicts(size, variant):
+    backbone = build(grc={'variant': variant})
+    x = torch.randn(2, 3, *size)
+    outs = backbone(x)
+    sum(out.square().mean() for out in outs).backward()
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    assert all(torch.isfinite(out).all() for out in backbone(x))
+    assert all(branch.cache.any() for branch in backbone.grc_layers().values())
+
+
+def test_default_caches_are_pooled():
+    sizes = {name.split('.')[1]: branch.cache_size for name, branch in build().grc_layers().items()}
+    assert sizes == {'0': (14, 14), '1': (14, 14), '2': (14, 14), '3': (7, 7)}
+
+
+def test_checkpointing_changes_nothing():
+    plain = build(drop_path_rate=0.0)
+    cheap = build(drop_path_rate=0.0, with_cp=True)
+    cheap.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 64, 96)
+    outs = [backbone(x) for backbone in (plain, cheap)]
+    for out in outs:
+        sum(o.sum() for o in out).backward()
+    for left, right in zip(*outs, strict=True):
+        assert torch.equal(left, right)
+    for (name, left), right in zip(plain.named_parameters(), cheap.parameters(), strict=True):
+        torch.testing.assert_close(left.grad, right.grad, msg=lambda m, n=name: f'{n}: {m}')
+    for left, right in zip(plain.buffers(), cheap.buffers(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_frozen_stages_keep_their_caches():
+    backbone = build(frozen_stages=2)
+    backbone.train()
+    sum(out.sum() for out in backbone(torch.randn(2, 3, 64, 64))).backward()
+    for name, branch in backbone.grc_layers().items():
+        assert branch.cache.any() == (int(name.split('.')[1]) >= 2), name
+
+
+def test_evaluation_writes_nothing():
+    backbone = build()
+    backbone(torch.randn(2, 3, 64, 64))
+    backbone.eval()
+    before = copy.deepcopy(backbone.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    first = backbone(x)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    for left, right in zip(first, backbone(x), strict=True):
+        assert torch.equal(left, right)
+
+
+def original_swin(state):
+    """The original's names, merging order of patches, and the buffers that it saves."""
+    out = {}
+    for key, value in state.items():
+        key = (
+            key.replace('stages.', 'layers.')
+            .replace('attn.w_msa.', 'attn.')
+            .replace('patch_embed.projection', 'patch_embed.proj')
+        )
+        key = key.replace('ffn.layers.0.0.', 'mlp.fc1.').replace('ffn.layers.1.', 'mlp.fc2.')
+        if 'downsample.reduction' in key:
+            value = value.unflatten(1, (-1, 4)).transpose(1, 2)[:, [0, 2, 1, 3]].flatten(1)
+        elif 'downsample.norm' in key:
+            value = value.unflatten(0, (-1, 4)).t()[[0, 2, 1, 3]].flatten()
+        elif key.startswith('norm'):
+            continue
+        out[key] = value
+    out['layers.0.blocks.1.attn_mask'] = torch.zeros(64, 49, 49)
+    return {'model': {**out, 'norm.weight': torch.ones(8), 'head.weight': torch.ones(2, 8)}}
+
+
+@pytest.mark.parametrize('window_size', [7, 5])
+def test_original_weights_load(tmp_path, window_size):
+    stock, _ = stock_and_ours(use_abs_pos_embed=True)
+    torch.save(original_swin(stock.state_dict()), tmp_path / 'swin.pth')
+    init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'swin.pth')}
+    ours = build(init_cfg=init_cfg, convert_weights=True, window_size=window_size, use_abs_pos_embed=True)
+    for key, value in stock.state_dict().items():
+        found = ours.state_dict()[key]
+        if value.shape == found.shape and not key.startswith('norm'):
+            assert torch.equal(value, found), key
+    tables = [v for k, v in ours.state_dict().items() if k.endswith('bias_table')]
+    assert all(table.shape[0] == (2 * window_size - 1) ** 2 for table in tables)
+    assert all(table.std() > 0.3 for table in tables)
+
+
+def test_stock_checkpoint_lacks_just_the_memory():
+    result = build().load_state_dict(SwinTransformer(**SMALL).state_dict(), strict=False)
+    assert not result.unexpected_keys
+    assert all('.attn.grc.' in key for key in result.missing_keys)

@@ -16,7 +16,7 @@ CLASSES = ('circle', 'square', 'triangle')
 MIN_SIZE = 32
 """Smallest width and height of an image."""
 _MAX_OBJECTS = 5
-_MIN_VISIBLE = 0.5
+_MIN_VISIBLE = 0.55
 """A shape is placed only where each shape below it stays visible by this share of its area."""
 _MIN_CONTRAST = 70
 """Least distance, in RGB, of a shape's colour from what lies under it."""
@@ -131,7 +131,7 @@ def _random_shape(rng: np.random.Generator, width: int, height: int, canvas: np.
     """A shape at least half inside of the image, in a colour that stands out from what it covers."""
     label = int(rng.integers(len(CLASSES)))
     # Small ones are more frequent than large ones, as in real images.
-    radius = min(width, height) * float(np.exp(rng.uniform(np.log(0.09), np.log(0.3))))
+    radius = min(width, height) * float(np.exp(rng.uniform(np.log(0.12), np.log(0.32))))
     x, y = rng.uniform([radius / 2, radius / 2], [width - radius / 2, height - radius / 2])
     mask = np.zeros((height, width), np.uint8)
     if CLASSES[label] == 'circle':

@@ -15,23 +15,23 @@ model = dict(
         drop_path_rate=0.0,
         # The stages' grids for an image of 128 rows and 160 columns: 1/4, 1/8, 1/16 and 1/32.
         grc=dict(cache_ratio=0.5, cache_sizes=((32, 40), (16, 20), (8, 10), (4, 5)))),
-    neck=dict(in_channels=[64, 128, 320, 512], out_channels=128, norm_cfg=norm_cfg),
+    neck=dict(in_channels=[64, 128, 320, 512], out_channels=96, norm_cfg=norm_cfg),
     # Anchors of 4 x stride: 16 pixels at the finest level, about the smallest shapes.
-    rpn_head=dict(in_channels=128, feat_channels=128, anchor_generator=dict(scales=[4])),
+    rpn_head=dict(in_channels=96, feat_channels=96, anchor_generator=dict(scales=[4])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=128),
+        bbox_roi_extractor=dict(out_channels=96),
         bbox_head=dict(
             type='ConvFCBBoxHead',
             num_shared_convs=2,
             num_shared_fcs=1,
-            in_channels=128,
+            in_channels=96,
             conv_out_channels=64,
             fc_out_channels=256,
             norm_cfg=norm_cfg,
             num_classes=3,
             reg_class_agnostic=True),
-        mask_roi_extractor=dict(out_channels=128),
-        mask_head=dict(num_convs=2, in_channels=128, conv_out_channels=64, num_classes=3, norm_cfg=norm_cfg)),
+        mask_roi_extractor=dict(out_channels=96),
+        mask_head=dict(num_convs=2, in_channels=96, conv_out_channels=64, num_classes=3, norm_cfg=norm_cfg)),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=300, max_per_img=100), rcnn=dict(sampler=dict(num=48, pos_fraction=0.5))),
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)))

@@ -28,6 +28,8 @@ FAST = [
     'test_dataloader.persistent_workers=False',
     'default_hooks.logger.interval=1',
     'randomness.seed=1',
+    # So little training finds nothing above a threshold.
+    'model.test_cfg.rcnn.score_thr=0.0',
 ]
 
 
@@ -49,7 +51,7 @@ def trained(tmp_path_factory, shapes):
 
 def test_training_logs_and_saves(trained):
     scalars = [json.loads(line) for f in trained.glob('*/vis_data/scalars.json') for line in f.open()]
-    assert sum('loss_mask' in record for record in scalars) == 8
+    assert sum('loss_mask' in record for record in scalars) == 16
     assert sum('coco/segm_mAP' in record for record in scalars) == 2
     caches = {
         key: value
@@ -109,7 +111,7 @@ def test_killed_run_resumes(run_tool, trained, shapes, tmp_path):
         text=True,
     )
     for line in process.stdout:
-        if 'Epoch(train) [3][2/4]' in line:
+        if 'Epoch(train) [3][2/8]' in line:
             process.send_signal(signal.SIGKILL)
             break
     assert process.wait(timeout=60) == -signal.SIGKILL
@@ -119,17 +121,17 @@ def test_killed_run_resumes(run_tool, trained, shapes, tmp_path):
     result = run_tool('train', *args)
     assert result.returncode == 0, result.stderr[-2000:]
     output = result.stdout + result.stderr
-    assert 'resumed epoch: 2, iter: 8' in output
-    assert re.search(r'Epoch\(train\) \[3\]\[1/4\]', output)
+    assert 'resumed epoch: 2, iter: 16' in output
+    assert re.search(r'Epoch\(train\) \[3\]\[1/8\]', output)
     assert 'Epoch(train) [2]' not in output
-    assert torch.load(work_dir / 'epoch_3.pth')['meta']['iter'] == 12
+    assert torch.load(work_dir / 'epoch_3.pth')['meta']['iter'] == 24
 
 
 @pytest.mark.parametrize(
     ('tool', 'args', 'words'),
     [
         ('train', ['configs/mask_rcnn_grc_pvd.py'], 'Did you mean one of these? configs/mask_rcnn_grc_pvt.py'),
-        ('train', ['mmgrc::nothing.py'], 'It has: mmgrc::mask_rcnn_grc_pvt.py'),
+        ('train', ['mmgrc::nothing.py'], 'It has: mmgrc::baselines/mask_rcnn_pvt.py'),
         ('train', ['configs/mask_rcnn_grc_pvt.py'], 'COCO_ROOT=/path/to/coco'),
         (
             'train',

@@ -58,7 +58,7 @@ def read_checkpoint(path: str | Path) -> dict:
         checkpoint = torch.load(Path(path).expanduser(), map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's message is long, and advises to turn the check off.
-        reason = re.search(r'WeightsUnpickler error: (.*?)(\. Please|$)', str(error), re.M)
+        reason = re.search(r'WeightsUnpickler error:\s*(.*?)(\. Please|$)', str(error), re.M)
         reason = reason[1].rstrip('.') if reason else 'not a torch file'
         raise ValueError(
             f'{path} cannot be read as weights: {reason}. It is no checkpoint, or holds objects that could run code; '

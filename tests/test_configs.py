@@ -1,6 +1,7 @@
 """The configs: found by name, trained for a step, saved and loaded."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -150,7 +151,12 @@ def test_wheel_carries_the_configs(tmp_path):
         str(tmp_path),
         '.',
     ]
-    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=200)
+    source = tmp_path / 'source'  # setuptools leaves a build/ behind
+    for name in ('mmgrc', 'configs', 'tools'):
+        shutil.copytree(REPOSITORY / name, source / name, symlinks=True)
+    for name in ('pyproject.toml', 'README.md'):
+        shutil.copy(REPOSITORY / name, source)
+    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=200)
     (wheel,) = tmp_path.glob('mmgrc-*.whl')
     target = tmp_path / 'site'
     command = [sys.executable, '-m', 'pip', 'install', '--no-deps', '-q', '--target', str(target), str(wheel)]

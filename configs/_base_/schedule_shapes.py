@@ -20,3 +20,5 @@ optim_wrapper = dict(
 default_hooks = dict(logger=dict(interval=10))
 # 1 process x 2 images.
 auto_scale_lr = dict(enable=False, base_batch_size=2)
+# The same run every time, as far as the machine allows.
+randomness = dict(seed=0)

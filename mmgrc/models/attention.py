@@ -122,7 +122,7 @@ class MixFFN(nn.Module):
 
 
 class ShiftWindowMSA(nn.Module):
-    """Swin's shifted-window attention without attention maps in memory, with a GRC branch where one is given.
+    """Swin's shifted-window attention on the fused kernel, with a GRC branch where one is given.
 
     The branch wraps the whole map, not a window: every token reads the one memory of its layer.
 

@@ -330,6 +330,18 @@ class GRC(nn.Module):
         self.cache: Tensor
         self.reset_parameters()
 
+    @classmethod
+    def for_stage(cls, options: GRCConfig, stage: int, **layer) -> GRC:
+        """The branch that the user's options ask for in a stage; ``layer`` holds what the attention layer decides."""
+        return cls(
+            cache_size=options.cache_sizes[stage],
+            cache_ratio=options.cache_ratio,
+            variant=options.variant,
+            lambda_init=options.lambda_init,
+            pos_conv=options.pos_conv,
+            **layer,
+        )
+
     def reset_parameters(self) -> None:
         """Initialise the weights as PVT does its own, λ with ``lambda_init``, and empty the cache."""
         for module in self.modules():

@@ -145,14 +145,11 @@ class GRCPyramidVisionTransformerV2(GRCPyramidVisionTransformer, pvt.PyramidVisi
 
 
 def _make_branch(attn: pvt.SpatialReductionAttention, options: GRCConfig, stage: int) -> GRC:
-    return GRC(
+    return GRC.for_stage(
+        options,
+        stage,
         embed_dims=attn.embed_dims,
         num_heads=attn.num_heads,
-        cache_size=options.cache_sizes[stage],
-        cache_ratio=options.cache_ratio,
-        variant=options.variant,
-        lambda_init=options.lambda_init,
-        pos_conv=options.pos_conv,
         sr_ratio=attn.sr_ratio,
         qkv_bias=attn.attn.in_proj_bias is not None,
         attn_drop=attn.attn.dropout,

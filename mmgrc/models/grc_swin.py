@@ -164,14 +164,11 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
 
 
 def _make_branch(attn: swin.WindowMSA, options: GRCConfig, stage: int) -> GRC:
-    return GRC(
+    return GRC.for_stage(
+        options,
+        stage,
         embed_dims=attn.embed_dims,
         num_heads=attn.num_heads,
-        cache_size=options.cache_sizes[stage],
-        cache_ratio=options.cache_ratio,
-        variant=options.variant,
-        lambda_init=options.lambda_init,
-        pos_conv=options.pos_conv,
         qkv_bias=attn.qkv.bias is not None,
         attn_drop=attn.attn_drop.p,
         proj_drop=attn.proj_drop.p,

@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 CONFIG := configs/shapes/mask_rcnn_grc_pvt.py
 SHAPES := data/shapes
 DEMO := work_dirs/demo
-CHECKPOINT := $(DEMO)/epoch_7.pth
+CHECKPOINT := $(DEMO)/epoch_5.pth
 
 .PHONY: help env demo test lint format clean-demo
 help: ## List the targets

@@ -15,13 +15,20 @@ CONFIG_DIR = Path(__file__).parent / '.mim' / 'configs'
 
 
 def config_path(name: str) -> str:
-    """The file that ``name`` stands for: ``mmgrc::mask_rcnn_grc_pvt.py`` is one of the package's own configs.
+    """The file that ``name`` stands for.
+
+    ``mmgrc::mask_rcnn_grc_pvt.py`` is one of the package's own configs, ``mmdet::swin/NAME.py`` one of MMDetection's;
+    anything else is a path already.
 
     Raises:
-        FileNotFoundError: The package has no such config. The message lists those that it has.
+        FileNotFoundError: The package has no such config. The message lists those that mmgrc has.
+        ValueError: The name has no folder, which MMEngine asks for with packages other than mmgrc.
+        ModuleNotFoundError: The package is not installed.
     """
-    if not name.startswith(PREFIX):
+    if '::' not in name:
         return name
+    if not name.startswith(PREFIX):
+        return Config._get_cfg_path(name, '')[0]
     path = CONFIG_DIR / name.removeprefix(PREFIX)
     if not path.is_file():
         names = sorted(str(p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob('*.py') if '_base_' not in p.parts)
@@ -45,7 +52,8 @@ def register_config_prefix() -> None:
 
     @functools.wraps(stock_fromfile)
     def fromfile(filename, *args, **kwargs) -> Config:
-        return stock_fromfile(config_path(str(filename)), *args, **kwargs)
+        own = str(filename).startswith(PREFIX)
+        return stock_fromfile(config_path(filename) if own else filename, *args, **kwargs)
 
     get_cfg_path.knows_mmgrc = True
     Config._get_cfg_path = staticmethod(get_cfg_path)

@@ -68,7 +68,7 @@ def main(name: str) -> str | None:
         _CHECKS[name](args)
     except PreflightError as error:
         return f'{name}: {error}'
-    # `mmgrc::NAME` is for us; MMDetection's tool names its work dir after a file.
+    # `PACKAGE::NAME` is for us; MMDetection's tool names its work dir after a file.
     sys.argv = [config_path(arg) if arg == args.config else arg for arg in sys.argv]
     tool.main()
     return None

@@ -31,7 +31,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
     """Read a config and merge the command line's options into it.
 
     Args:
-        path: A file, or ``mmgrc::NAME``.
+        path: A file, or ``mmgrc::NAME``, or ``mmdet::FOLDER/NAME``.
         options: What ``--cfg-options`` gave.
 
     Raises:
@@ -39,7 +39,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
     """
     try:
         resolved = Path(config_path(path))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
         raise PreflightError(str(error)) from error
     if not resolved.is_file():
         own = sorted(str(Path('configs') / p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob('*.py'))

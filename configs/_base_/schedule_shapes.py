@@ -1,13 +1,13 @@
 _base_ = 'default_runtime.py'
 
-# 7 epochs of 120 steps: 240 images, 2 at a time.
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=7, val_interval=2)
+# 5 epochs of 120 steps: 240 images, 2 at a time.
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=5, val_interval=3)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=840, T_max=810, eta_min_ratio=0.02),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=600, T_max=570, eta_min_ratio=0.02),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',

@@ -15,8 +15,8 @@ __all__ = ['CLASSES', 'write_shapes']
 CLASSES = ('circle', 'square', 'triangle')
 MIN_SIZE = 32
 """Smallest width and height of an image."""
-_MAX_OBJECTS = 5
-_MIN_VISIBLE = 0.55
+_MAX_OBJECTS = 4
+_MIN_VISIBLE = 0.7
 """A shape is placed only where each shape below it stays visible by this share of its area."""
 _MIN_CONTRAST = 70
 """Least distance, in RGB, of a shape's colour from what lies under it."""
@@ -118,7 +118,7 @@ def _draw_background(rng: np.random.Generator, width: int, height: int) -> np.nd
     """A dim, blurred patchwork with lines and crosses on it, which are not objects, (H, W, 3), float."""
     patches = (rng.uniform(70, 180) + rng.uniform(-40, 40, (4, 5, 3))).astype(np.float32)
     canvas = cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC)
-    for _ in range(int(rng.integers(4, 12))):
+    for _ in range(int(rng.integers(2, 7))):
         colour = tuple(float(c) for c in rng.uniform(0, 255, 3))
         x, y, dx, dy = (int(v) for v in rng.uniform([0, 0, -30, -30], [width, height, 30, 30]))
         cv2.line(canvas, (x, y), (x + dx, y + dy), colour, thickness=int(rng.integers(1, 3)))
@@ -131,7 +131,7 @@ def _random_shape(rng: np.random.Generator, width: int, height: int, canvas: np.
     """A shape at least half inside of the image, in a colour that stands out from what it covers."""
     label = int(rng.integers(len(CLASSES)))
     # Small ones are more frequent than large ones, as in real images.
-    radius = min(width, height) * float(np.exp(rng.uniform(np.log(0.12), np.log(0.32))))
+    radius = min(width, height) * float(np.exp(rng.uniform(np.log(0.14), np.log(0.34))))
     x, y = rng.uniform([radius / 2, radius / 2], [width - radius / 2, height - radius / 2])
     mask = np.zeros((height, width), np.uint8)
     if CLASSES[label] == 'circle':
@@ -147,7 +147,7 @@ def _random_shape(rng: np.random.Generator, width: int, height: int, canvas: np.
     under = canvas[mask].mean(axis=0)
     while True:
         # Hues lean to the class (red, green, blue) and overlap: a short training has something to begin with.
-        hue = (120 * label + rng.normal(0, 30)) % 360
+        hue = (120 * label + rng.normal(0, 20)) % 360
         hsv = np.array([[[hue, rng.uniform(0.6, 1), rng.uniform(0.5, 1)]]], np.float32)
         colour = 255 * cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(float)
         if np.linalg.norm(colour - under) >= _MIN_CONTRAST:

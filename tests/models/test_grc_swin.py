@@ -7,6 +7,9 @@ import torch
 from mmdet.models.backbones import SwinTransformer
 from mmengine.registry import MODELS
 
+from mmgrc.models.grc import make_resampling
+from tests.models import reference
+
 NAME = 'GRCSwinTransformer'
 SMALL = {'embed_dims': 24, 'depths': (2, 2, 2, 2), 'num_heads': (1, 2, 4, 8), 'mlp_ratio': 2}
 
@@ -30,11 +33,14 @@ def stock_and_ours(**options):
     return stock, ours
 
 
-@pytest.mark.parametrize('size', [(224, 224), (32, 32), (33, 31), (112, 137)])
+SIZES = [(224, 224), (32, 32), (33, 31), (112, 137), (800, 1344)]
+
+
+@pytest.mark.parametrize('size', SIZES)
 def test_no_stage_equals_stock(size):
     stock, ours = stock_and_ours(drop_path_rate=0.0)
     assert list(stock.state_dict()) == list(ours.state_dict())
-    x = torch.randn(2, 3, *size)
+    x = torch.randn(1 if size[0] > 224 else 2, 3, *size)
     outs, expected = ours(x), stock(x)
     assert isinstance(outs, tuple)
     weights = [torch.randn_like(out) for out in outs]
@@ -66,11 +72,32 @@ def test_absolute_position_embedding():
     assert ours(torch.randn(1, 3, 96, 160))[0].shape[2:] == (24, 40)  # stock fails here
 
 
-@pytest.mark.parametrize('size', [(32, 32), (33, 31), (112, 137)])
+@pytest.mark.parametrize('index', [0, 1])
+@pytest.mark.parametrize('variant', ['code', 'paper'])
+def test_branch_around_windows_equals_transcription(variant, index):
+    options = {'drop_path_rate': 0.0, 'grc': {'variant': variant, 'cache_sizes': ((3, 4),) * 4}}
+    layer = build(**options).stages[0].blocks[index].attn.double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    layer.grc.cache.normal_()
+    stock = SwinTransformer(**SMALL, drop_path_rate=0.0).stages[0].blocks[index].attn.double()
+    stock.load_state_dict({key: value for key, value in layer.state_dict().items() if not key.startswith('grc.')})
+
+    # Neither side is a multiple of the window; the second image is padded.
+    hw, extents = (9, 11), [(9, 11), (6, 8)]
+    x = torch.randn(2, 99, 24, dtype=torch.float64)
+    resampling = make_resampling(torch.tensor(extents, dtype=torch.float64), hw, hw, (3, 4))
+    out, proposal = layer(x, hw, layer.grc.cache.clone(), resampling)
+    expected, stored = reference.grc(layer.grc, x, stock(x, hw), hw, extents)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(proposal, stored)
+
+
+@pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('variant', ['code', 'paper'])
 def test_every_size_trains_and_predicts(size, variant):
     backbone = build(grc={'variant': variant})
-    x = torch.randn(2, 3, *size)
+    x = torch.randn(1 if size[0] > 224 else 2, 3, *size)
     outs = backbone(x)
     sum(out.square().mean() for out in outs).backward()
     for name, parameter in backbone.named_parameters():

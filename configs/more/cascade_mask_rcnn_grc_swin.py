@@ -1,0 +1,22 @@
+_base_ = [
+    'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py',
+    '../_base_/coco_instance.py',
+    '../_base_/schedule_swin_1x.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='GRCSwinTransformer',
+        depths=[2, 2, 6, 2],
+        drop_path_rate=0.2,
+        convert_weights=True,
+        grc=dict(stages=(0, 1, 2, 3), cache_ratio=0.5),
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_tiny_patch4_window7_224.pth')),
+    neck=dict(in_channels=[96, 192, 384, 768]))
+
+# 8 GPUs x 2 images.
+auto_scale_lr = dict(base_batch_size=16)

@@ -11,3 +11,10 @@ model = dict(
         # The stages' grids for an image of 128 rows and 160 columns, pooled by 4 and 2 in the first two.
         grc=dict(cache_ratio=0.5, cache_sizes=((8, 10), (8, 10), (8, 10), (4, 5)))),
     neck=dict(in_channels=[48, 96, 192, 384]))
+
+# Swin takes longer to learn from scratch: 7 epochs of 120 steps.
+train_cfg = dict(max_epochs=7)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=840, T_max=810, eta_min_ratio=0.02),
+]

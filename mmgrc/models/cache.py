@@ -1,27 +1,118 @@
-"""The state of a GRC backbone: which caches there are, and the one place where they change."""
+"""The state of a GRC backbone: which caches there are, who reads them, and the one place where they change."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
 from mmengine.logging import print_log
+from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .grc import GRC, GRCConfig
+from .convert import load_converted
+from .grc import GRC, GRCConfig, Resampling, make_resampling, valid_extent
 
-__all__ = ['CachedBackbone']
+__all__ = ['CacheStep', 'CachedBackbone', 'CachedBlock']
+
+
+class CachedBlock(nn.Module):
+    """Base of the transformer blocks: a pure function of its arguments and weights, so that it can be run twice.
+
+    Args:
+        with_cp: Whether to keep only the block's input for the backward pass and compute the rest anew there.
+    """
+
+    attn: nn.Module
+    """The attention, whose ``grc`` is the memory, or None."""
+
+    def __init__(self, with_cp: bool = False) -> None:
+        super().__init__()
+        self.with_cp = with_cp
+
+    def forward(
+        self,
+        x: Tensor,
+        hw_shape: tuple[int, int],
+        cache: Tensor | None = None,
+        resampling: Resampling | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the block.
+
+        Args:
+            x: (B, T, D), tokens.
+            hw_shape: Rows and columns of the tokens.
+            cache: (1, T_m, D_m), the cache as it was before this step; None without a memory.
+            resampling: From the tokens' grid to the cache's; None without a memory.
+
+        Returns:
+            (B, T, D), and the cache (1, T_m, D_m) that this step proposes, if any.
+        """
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, hw_shape, cache, resampling, use_reentrant=False)
+        return self._forward(x, hw_shape, cache, resampling)
+
+    def _forward(
+        self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
+    ) -> tuple[Tensor, Tensor | None]:
+        raise NotImplementedError
+
+
+class CacheStep:
+    """One forward of a backbone: the caches as its blocks read them, and those that they propose.
+
+    Args:
+        options: The options of the memory.
+        branches: The backbone's branches.
+        images: (B, C, H, W), its input.
+    """
+
+    def __init__(self, options: GRCConfig, branches: Iterable[GRC], images: Tensor) -> None:
+        self.options = options
+        self.image_size = tuple(images.shape[2:])
+        self.extent = valid_extent(images) if options.stages else None
+        # Copies where a graph holds them: a commit may follow before the backward pass.
+        self.caches = {branch: branch.cache.clone() if torch.is_grad_enabled() else branch.cache for branch in branches}
+        self.proposals: dict[GRC, Tensor] = {}
+
+    def run(self, stage: int, blocks: Iterable[nn.Module], x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """Run the blocks of a stage.
+
+        Args:
+            stage: Its number, from 0.
+            blocks: Its blocks, and stock layers that stand between them.
+            x: (B, T, D), tokens.
+            hw_shape: Rows and columns of the tokens.
+
+        Returns:
+            (B, T, D).
+        """
+        resampling = None
+        if stage in self.options.stages:
+            resampling = make_resampling(self.extent, self.image_size, hw_shape, self.options.cache_sizes[stage])
+        for block in blocks:
+            if not isinstance(block, CachedBlock):
+                x = block(x, hw_shape)
+                continue
+            branch = block.attn.grc
+            x, proposal = block(x, hw_shape, self.caches.get(branch), resampling)
+            if proposal is not None:
+                self.proposals[branch] = proposal
+        return x
 
 
 class CachedBackbone(nn.Module):
     """Mixin for backbones whose attention layers have a :class:`GRC` branch.
 
-    A backbone reads its caches with :meth:`read_caches` before its layers run, and hands what they propose to
-    :meth:`commit_caches` after the last. In between nothing changes.
+    A backbone begins its forward with :meth:`begin_step`, runs its stages with :meth:`CacheStep.run`, and ends with
+    :meth:`commit`. In between nothing changes.
     """
 
     grc: GRCConfig
+    init_cfg: Mapping | None
+    convert_weights: bool
 
     def init_caches(self, grc: GRCConfig) -> None:
         """Take the options and make loading loud; called once, when all branches are in place."""
@@ -39,14 +130,39 @@ class CachedBackbone(nn.Module):
         for branch in self.grc_layers().values():
             branch.cache.zero_()
 
-    def read_caches(self) -> dict[GRC, Tensor]:
-        """The caches as constants of this step: copies in training, since a commit follows before the backward pass."""
-        return {b: b.cache.clone() if self.training else b.cache for b in self.grc_layers().values()}
+    def init_weights(self) -> None:
+        """Initialise from scratch, or from the checkpoint that ``init_cfg`` names, see :meth:`convert_state`.
+
+        The caches start empty either way.
+
+        Raises:
+            ValueError: No tensor of the checkpoint fits.
+        """
+        if self.init_cfg is None:
+            super().init_weights()
+            for branch in self.grc_layers().values():
+                branch.reset_parameters()
+        else:
+            weights = CheckpointLoader.load_checkpoint(self.init_cfg['checkpoint'], map_location='cpu')
+            load_converted(self, weights, self.convert_state if self.convert_weights else None, with_caches=False)
+
+    def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bring the state dict of other code to the keys and shapes of this backbone."""
+        raise NotImplementedError
+
+    def begin_step(self, images: Tensor) -> CacheStep:
+        """Read the caches for a forward on ``images`` (B, C, H, W)."""
+        return CacheStep(self.grc, self.grc_layers().values(), images)
+
+    def commit(self, step: CacheStep) -> None:
+        """Write what the step proposes: in training mode only, since blocks propose nothing in evaluation."""
+        if step.proposals:
+            self._commit(step.proposals)
 
     @torch.compiler.disable
     @torch.no_grad()
-    def commit_caches(self, proposals: dict[GRC, Tensor]) -> None:
-        """Write what a training step proposes, on all ranks alike.
+    def _commit(self, proposals: dict[GRC, Tensor]) -> None:
+        """Write proposals, on all ranks alike.
 
         One check and one collective serve all layers. A step with a value that is not finite, on any rank, is not
         written at all.
@@ -54,8 +170,6 @@ class CachedBackbone(nn.Module):
         Args:
             proposals: For each branch its new cache, (1, T_m, D_m).
         """
-        if not proposals:
-            return
         flat = torch.cat([proposal.flatten() for proposal in proposals.values()])
         if self.grc.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # A value that is not finite on one rank makes the sum so on all: they skip together.

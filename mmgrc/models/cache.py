@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ class CachedBlock(nn.Module):
     """Base of the transformer blocks: a pure function of its arguments and weights, so that it can be run twice.
 
     Args:
-        with_cp: Whether to keep only the block's input for the backward pass and compute the rest anew there.
+        with_cp: Whether to keep only the inputs of the two halves for the backward pass, and compute the rest anew.
     """
 
     attn: nn.Module
@@ -50,32 +50,40 @@ class CachedBlock(nn.Module):
         Returns:
             (B, T, D), and the cache (1, T_m, D_m) that this step proposes, if any.
         """
-        if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, hw_shape, cache, resampling, use_reentrant=False)
-        return self._forward(x, hw_shape, cache, resampling)
+        x, proposal = self._run(self._attend, x, hw_shape, cache, resampling)
+        return self._run(self._feed_forward, x, hw_shape), proposal
 
-    def _forward(
+    def _run(self, half: Callable, *args):
+        # Each half by itself: in the backward pass only one of them is in memory at a time.
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(half, *args, use_reentrant=False)
+        return half(*args)
+
+    def _attend(
         self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
     ) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
 
+    def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        raise NotImplementedError
+
 
 class CacheStep:
-    """One forward of a backbone: the caches as its blocks read them, and those that they propose.
+    """One forward of a backbone: its blocks read their caches, and what they propose is kept for the end.
 
     Args:
         options: The options of the memory.
-        branches: The backbone's branches.
         images: (B, C, H, W), its input.
+        caches: Copies of the caches, made before a compiled graph begins. Those that are not there are copied here:
+            graphs hold copies throughout, since a commit may come before the backward pass.
     """
 
-    def __init__(self, options: GRCConfig, branches: Iterable[GRC], images: Tensor) -> None:
+    def __init__(self, options: GRCConfig, images: Tensor, caches: Mapping[GRC, Tensor]) -> None:
         self.options = options
+        self.caches = caches
         self.image_size = tuple(images.shape[2:])
         self.extent = valid_extent(images) if options.stages else None
-        # Copies where a graph holds them: a commit may follow before the backward pass.
-        self.caches = {branch: branch.cache.clone() if torch.is_grad_enabled() else branch.cache for branch in branches}
-        self.proposals: dict[GRC, Tensor] = {}
+        self.proposals: list[tuple[GRC, Tensor]] = []
 
     def run(self, stage: int, blocks: Iterable[nn.Module], x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """Run the blocks of a stage.
@@ -97,9 +105,12 @@ class CacheStep:
                 x = block(x, hw_shape)
                 continue
             branch = block.attn.grc
-            x, proposal = block(x, hw_shape, self.caches.get(branch), resampling)
+            cache = self.caches.get(branch)
+            if cache is None and branch is not None:
+                cache = branch.cache.clone()
+            x, proposal = block(x, hw_shape, cache, resampling)
             if proposal is not None:
-                self.proposals[branch] = proposal
+                self.proposals.append((branch, proposal))
         return x
 
 
@@ -152,41 +163,44 @@ class CachedBackbone(nn.Module):
 
     def begin_step(self, images: Tensor) -> CacheStep:
         """Read the caches for a forward on ``images`` (B, C, H, W)."""
-        return CacheStep(self.grc, self.grc_layers().values(), images)
+        return CacheStep(self.grc, images, self._copy_caches() if self.training else {})
 
     def commit(self, step: CacheStep) -> None:
         """Write what the step proposes: in training mode only, since blocks propose nothing in evaluation."""
         if step.proposals:
             self._commit(step.proposals)
 
+    # Not compiled: a compiled graph would hold the cache itself for the backward pass, and not the copy.
+    @torch.compiler.disable
+    def _copy_caches(self) -> dict[GRC, Tensor]:
+        return {branch: branch.cache.clone() for branch in self.grc_layers().values()}
+
     @torch.compiler.disable
     @torch.no_grad()
-    def _commit(self, proposals: dict[GRC, Tensor]) -> None:
-        """Write proposals, on all ranks alike.
+    def _commit(self, proposals: list[tuple[GRC, Tensor]]) -> None:
+        """Write proposals, each (1, T_m, D_m), on all ranks alike.
 
         One check and one collective serve all layers. A step with a value that is not finite, on any rank, is not
         written at all.
-
-        Args:
-            proposals: For each branch its new cache, (1, T_m, D_m).
         """
-        flat = torch.cat([proposal.flatten() for proposal in proposals.values()])
+        branches, caches = zip(*proposals, strict=True)
+        flat = torch.cat([cache.flatten() for cache in caches])
         if self.grc.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # A value that is not finite on one rank makes the sum so on all: they skip together.
             dist.all_reduce(flat)
             flat /= dist.get_world_size()
-        new = flat.split([proposal.numel() for proposal in proposals.values()])
+        new = flat.split([cache.numel() for cache in caches])
         if not torch.isfinite(flat).all():
-            self._log_nonfinite(proposals, new)
+            self._log_nonfinite(branches, new)
             return
-        for branch, values in zip(proposals, new, strict=True):
+        for branch, values in zip(branches, new, strict=True):
             branch.cache.copy_(values.view_as(branch.cache))
 
-    def _log_nonfinite(self, proposals: dict[GRC, Tensor], new: tuple[Tensor, ...]) -> None:
+    def _log_nonfinite(self, branches: Iterable[GRC], new: Iterable[Tensor]) -> None:
         if self._nonfinite_logged:
             return
         self._nonfinite_logged = True
-        bad = next(b for b, values in zip(proposals, new, strict=True) if not torch.isfinite(values).all())
+        bad = next(b for b, values in zip(branches, new, strict=True) if not torch.isfinite(values).all())
         name = next(name for name, branch in self.grc_layers().items() if branch is bad)
         print_log(
             f'{name}: the new cache has values that are not finite. The step is not stored and training goes on with '
@@ -197,14 +211,26 @@ class CachedBackbone(nn.Module):
 
 
 def _warn_of_missing_branches(module: CachedBackbone, incompatible) -> None:
-    missing = {key for key in incompatible.missing_keys if '.grc.' in key}
-    if not missing:
+    missing = [key for key in incompatible.missing_keys if '.grc.' in key]
+    unused = [key for key in incompatible.unexpected_keys if '.grc.' in key]
+    if not missing and not unused:
         return
     total = sum(len(branch.state_dict()) for branch in module.grc_layers().values())
+    caches = sum(key.endswith('.grc.cache') for key in missing)
+    message = (
+        f'{len(missing)} of the {total} GRC tensors of {type(module).__name__} are not in the checkpoint'
+        f'{_first_of(missing)}, {caches} caches among them: they keep the values that they have, and a fresh memory '
+        'is empty.'
+    )
+    if unused:
+        message += f' {len(unused)} GRC tensors of the checkpoint have no place in the model{_first_of(unused)}.'
     print_log(
-        f'{len(missing)} of the {total} GRC tensors of {type(module).__name__} are not in the checkpoint: they keep '
-        'the values that they have, and a fresh memory is empty. Harmless where training starts from weights without '
-        'GRC; wrong where a trained GRC model was meant.',
+        f'{message} Harmless where training starts from weights without GRC. Where a trained GRC model was meant, it is '
+        'wrong: use the checkpoint with the config that it was trained with; a copy lies in its work dir.',
         logger='current',
         level=logging.WARNING,
     )
+
+
+def _first_of(keys: list[str]) -> str:
+    return f' ({keys[0]}{", ..." if len(keys) > 1 else ""})' if keys else ''

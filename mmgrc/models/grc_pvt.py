@@ -36,11 +36,13 @@ class PVTEncoderLayer(CachedBlock):
         self.norm2 = stock.norm2
         self.ffn = MixFFN(stock.ffn)
 
-    def _forward(
+    def _attend(
         self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
     ) -> tuple[Tensor, Tensor | None]:
-        x, proposal = self.attn(self.norm1(x), hw_shape, x, cache, resampling)
-        return self.ffn(self.norm2(x), hw_shape, x), proposal
+        return self.attn(self.norm1(x), hw_shape, x, cache, resampling)
+
+    def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        return self.ffn(self.norm2(x), hw_shape, x)
 
 
 @MODELS.register_module()
@@ -77,6 +79,9 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
         options = GRCConfig.parse(grc, self.num_stages, grids)
         for stage, (_, blocks, _) in enumerate(self.layers):
             for index, block in enumerate(blocks):
+                if isinstance(block, pvt.AbsolutePositionEmbedding):
+                    # Stock has NumPy integers there, which exporters take for values that depend on the data.
+                    block.pos_shape = tuple(map(int, block.pos_shape))
                 if isinstance(block, pvt.PVTEncoderLayer):
                     branch = _make_branch(block.attn, options, stage) if stage in options.stages else None
                     blocks[index] = PVTEncoderLayer(block, branch, with_cp)

@@ -38,12 +38,14 @@ class SwinBlock(CachedBlock):
         self.norm2 = stock.norm2
         self.ffn = stock.ffn
 
-    def _forward(
+    def _attend(
         self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
     ) -> tuple[Tensor, Tensor | None]:
         out, proposal = self.attn(self.norm1(x), hw_shape, cache, resampling)
-        x = x + out
-        return self.ffn(self.norm2(x), identity=x), proposal
+        return x + out, proposal
+
+    def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        return self.ffn(self.norm2(x), identity=x)
 
 
 @MODELS.register_module()

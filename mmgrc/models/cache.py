@@ -225,8 +225,8 @@ def _warn_of_missing_branches(module: CachedBackbone, incompatible) -> None:
     if unused:
         message += f' {len(unused)} GRC tensors of the checkpoint have no place in the model{_first_of(unused)}.'
     print_log(
-        f'{message} Harmless where training starts from weights without GRC. Where a trained GRC model was meant, it is '
-        'wrong: use the checkpoint with the config that it was trained with; a copy lies in its work dir.',
+        f'{message} Harmless where training starts from weights without GRC. Where a trained GRC model was meant, it '
+        'is wrong: use the checkpoint with the config that it was trained with; a copy lies in its work dir.',
         logger='current',
         level=logging.WARNING,
     )

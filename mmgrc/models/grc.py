@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -401,7 +402,9 @@ class GRC(nn.Module):
 
     def _update(self, resampling: Resampling, summarised: Tensor, cache: Tensor) -> Tensor:
         """The updated cache C' of each image, (B, T_m, D_m), in the cache's precision (paper, Eq. 3)."""
-        with torch.autocast(summarised.device.type, enabled=False):
+        # There is no autocast to leave on the meta device.
+        device = summarised.device.type
+        with nullcontext() if device == 'meta' else torch.autocast(device, enabled=False):
             dtype = torch.promote_types(summarised.dtype, torch.float32)
             summary = resampling(summarised[..., : self.dims].to(dtype))
             cache = cache.to(dtype).expand_as(summary)

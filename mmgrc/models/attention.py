@@ -165,7 +165,7 @@ class ShiftWindowMSA(nn.Module):
     def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         size, shift, msa = self.window_size, self.shift_size, self.w_msa
         height, width = hw_shape
-        rows, cols = -(-height // size), -(-width // size)
+        rows, cols = (height + size - 1) // size, (width + size - 1) // size
         grid = F.pad(x.unflatten(1, hw_shape), (0, 0, 0, cols * size - width, 0, rows * size - height))
         if shift:
             grid = grid.roll((-shift, -shift), dims=(1, 2))

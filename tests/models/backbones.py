@@ -27,6 +27,21 @@ SMALL = {
         'mlp_ratio': 2,
     },
 }
+# What takes long is tried on two stages.
+TWO_STAGES = {
+    'pvt': {
+        'num_stages': 2,
+        'num_layers': [1, 1],
+        'num_heads': [1, 2],
+        'mlp_ratios': [2, 2],
+        'patch_sizes': [4, 2],
+        'strides': [4, 2],
+        'paddings': [0, 0],
+        'sr_ratios': [8, 4],
+        'out_indices': (0, 1),
+    },
+    'swin': {'depths': (2, 1), 'num_heads': (1, 2), 'strides': (4, 2), 'out_indices': (0, 1)},
+}
 CHANNELS = {'pvt': [8, 16, 40, 64], 'pvtv2': [8, 16, 40, 64], 'swin': [8, 16, 32, 64]}
 FAMILIES = ['pvt', 'swin']
 

@@ -1,5 +1,6 @@
 """`torch.export` and ONNX: the caches are constants of the graph, and onnxruntime computes what PyTorch does."""
 
+import onnxruntime
 import pytest
 import torch
 from mmdet.models.necks import FPN
@@ -7,9 +8,6 @@ from torch import nn
 from torch.export import Dim
 
 from tests.models.backbones import CHANNELS, FAMILIES, TWO_STAGES, assert_same, build
-
-onnxruntime = pytest.importorskip('onnxruntime', reason='needs onnx, onnxscript and onnxruntime')
-pytest.importorskip('onnxscript')
 
 family = pytest.mark.parametrize('family', FAMILIES)
 # Detectors pad to multiples of 32.

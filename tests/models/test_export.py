@@ -29,8 +29,7 @@ def padded(*size):
     return images
 
 
-@pytest.mark.parametrize('family', ['pvt', 'pvtv2', 'swin'])
-@pytest.mark.parametrize('variant', ['code', 'paper'])
+@pytest.mark.parametrize(('family', 'variant'), [('pvt', 'code'), ('pvtv2', 'paper'), ('swin', 'code')])
 def test_export_at_a_fixed_size(family, variant):
     options = TWO_STAGES['swin'] if family == 'swin' else {}
     backbone = trained(family, grc={'variant': variant}, **options)

@@ -1,6 +1,7 @@
 """Bring a PVT checkpoint to the keys of the GRC backbones: original PVT, MMDetection, or the published GRC code.
 
-What is written serves as `model.backbone.init_cfg.checkpoint`.
+What is written serves as `model.backbone.init_cfg.checkpoint`. With --resize-caches, bring the checkpoint of a detector
+to other `grc.cache_sizes` instead; what is written serves for testing, and as `load_from`.
 """
 
 from __future__ import annotations
@@ -11,24 +12,46 @@ import sys
 import torch
 
 from mmgrc.checkpoint import read_checkpoint
-from mmgrc.models.convert import convert_checkpoint
+from mmgrc.models.convert import convert_checkpoint, resize_caches
+from mmgrc.preflight import PreflightError, build_model, load_config
 
 
 def main() -> str | None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('src', metavar='SRC', help='checkpoint to read')
     parser.add_argument('dst', metavar='DST', help='checkpoint to write')
+    parser.add_argument(
+        '--resize-caches',
+        nargs=2,
+        metavar=('OLD', 'NEW'),
+        help='configs: the one that SRC was trained with, and the one with other grc.cache_sizes',
+    )
     args = parser.parse_args()
     try:
-        state, report = convert_checkpoint(read_checkpoint(args.src))
-        torch.save({'meta': {'source': args.src}, 'state_dict': state}, args.dst)
-    except (ValueError, OSError, RuntimeError) as error:
+        checkpoint = read_checkpoint(args.src)
+        (_resize if args.resize_caches else _convert)(args, checkpoint)
+    except (ValueError, OSError, RuntimeError, PreflightError) as error:
         return f'convert_checkpoint: {error}'
+    return None
+
+
+def _convert(args: argparse.Namespace, checkpoint: dict) -> None:
+    state, report = convert_checkpoint(checkpoint)
+    torch.save({'meta': {'source': args.src}, 'state_dict': state}, args.dst)
     print(f'{args.dst}: {report}')
     for name in ('missing', 'unused'):
         if keys := getattr(report, name):
             print(f'  {name}: {", ".join(keys[:8])}{", ..." if len(keys) > 8 else ""}')
-    return None
+
+
+def _resize(args: argparse.Namespace, checkpoint: dict) -> None:
+    configs = [load_config(path) for path in args.resize_caches]
+    state, resized = resize_caches(checkpoint, *map(build_model, configs))
+    if not resized:
+        raise ValueError('the two configs have the same grc.cache_sizes: there is nothing to resize')
+    meta = {**checkpoint.get('meta', {}), 'source': args.src, 'cfg': configs[1].pretty_text}
+    torch.save({'meta': meta, 'state_dict': state}, args.dst)
+    print(f'{args.dst}: {len(resized)} caches resized, {len(state) - len(resized)} other tensors as they were')
 
 
 if __name__ == '__main__':

@@ -165,11 +165,10 @@ class ShiftWindowMSA(nn.Module):
     def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         size, shift, msa = self.window_size, self.shift_size, self.w_msa
         height, width = hw_shape
-        padding = (-height % size, -width % size)
-        grid = F.pad(x.unflatten(1, hw_shape), (0, 0, 0, padding[1], 0, padding[0]))
+        rows, cols = (height + size - 1) // size, (width + size - 1) // size
+        grid = F.pad(x.unflatten(1, hw_shape), (0, 0, 0, cols * size - width, 0, rows * size - height))
         if shift:
             grid = grid.roll((-shift, -shift), dims=(1, 2))
-        rows, cols = grid.shape[1] // size, grid.shape[2] // size
         # (B, rows size, cols size, D) -> (B rows cols, size size, D)
         windows = grid.unflatten(2, (cols, size)).unflatten(1, (rows, size)).transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
@@ -178,7 +177,7 @@ class ShiftWindowMSA(nn.Module):
         bias = msa.relative_position_bias_table[msa.relative_position_index].permute(2, 0, 1)[None]
         if shift:
             # Tokens that the shift brought together from two sides of the map do not attend each other.
-            bias = (bias + self._shift_mask(rows, cols, bias)[:, None]).repeat(len(x), 1, 1, 1)
+            bias = (bias + self._shift_mask(rows, cols, bias)[:, None]).repeat(x.shape[0], 1, 1, 1)
         out = F.scaled_dot_product_attention(
             query,
             key,

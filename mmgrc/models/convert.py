@@ -1,4 +1,4 @@
-"""Checkpoints of other code brought to the keys of the GRC backbones."""
+"""Checkpoints of other code brought to the keys of the GRC backbones, and our own to other cache sizes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from mmdet.models.backbones.pvt import pvt_convert
 from mmdet.models.backbones.swin import swin_converter
@@ -15,7 +16,17 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-__all__ = ['LoadReport', 'backbone_state', 'checkpoint_state', 'convert_checkpoint', 'convert_pvt', 'load_converted']
+from .grc import GRC, make_resampling
+
+__all__ = [
+    'LoadReport',
+    'backbone_state',
+    'checkpoint_state',
+    'convert_checkpoint',
+    'convert_pvt',
+    'load_converted',
+    'resize_caches',
+]
 
 # Names of the published GRC module, and ours below the attention's `grc`.
 _PUBLISHED_GRC_NAMES = {
@@ -227,3 +238,46 @@ def convert_checkpoint(checkpoint: Mapping) -> tuple[dict[str, Tensor], LoadRepo
     report = load_converted(model, checkpoint, convert_pvt)
     state = model.state_dict()
     return {key: state[key] for key in report.loaded}, report
+
+
+def resize_caches(checkpoint: Mapping, old: nn.Module, new: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+    """Resample the caches of a checkpoint to the sizes that another config of the same model gives them.
+
+    A cell of the new grid is the mean of the old cells below it, each by the area that they share, as in the summary of
+    the tokens (:class:`~mmgrc.models.grc.Resampling`).
+
+    Args:
+        checkpoint: See :func:`checkpoint_state`.
+        old: The model that it is of.
+        new: The same model, but for ``grc.cache_sizes``.
+
+    Returns:
+        The state dict for ``new``, and the keys of the caches that were resized.
+
+    Raises:
+        ValueError: The checkpoint is not of ``old``, or ``new`` differs from it in more than the caches' sizes.
+    """
+    state = checkpoint_state(checkpoint)
+    _require_fit(state, old, 'the old config')
+    old_sizes, new_sizes = (
+        {f'{name}.cache': branch.cache_size for name, branch in model.named_modules() if isinstance(branch, GRC)}
+        for model in (old, new)
+    )
+    resized = [key for key, size in new_sizes.items() if old_sizes.get(key, size) != size]
+    for key in resized:
+        size = old_sizes[key]
+        resampling = make_resampling(torch.tensor([size], dtype=state[key].dtype), size, size, new_sizes[key])
+        state[key] = resampling(state[key].unflatten(1, size))
+    _require_fit(state, new, 'the new config')
+    return state, resized
+
+
+def _require_fit(state: Mapping[str, Tensor], model: nn.Module, config: str) -> None:
+    own = model.state_dict()
+    for key in {**own, **state}:
+        shapes = [tuple(tensors[key].shape) if key in tensors else 'nothing' for tensors in (state, own)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f'{key}: the checkpoint has {shapes[0]}, the model of {config} has {shapes[1]}. The two configs may '
+                'differ in grc.cache_sizes alone, and the checkpoint must be of the old one.'
+            )

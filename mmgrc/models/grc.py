@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -256,8 +257,8 @@ class MemoryAttention(nn.Module):
         # (B, T, D_m) -> (B, heads, T, D_m / heads)
         query = self.q(x).unflatten(2, heads).transpose(1, 2)
         key, value = (part.unflatten(2, heads).transpose(1, 2) for part in self.kv(memory).chunk(2, dim=2))
-        if len(memory) != len(x):
-            key, value = (part.expand(len(x), -1, -1, -1) for part in (key, value))
+        if memory.shape[0] != x.shape[0]:
+            key, value = (part.expand(x.shape[0], -1, -1, -1) for part in (key, value))
         read = F.scaled_dot_product_attention(query, key, value, dropout_p=self.attn_drop if self.training else 0.0)
         return F.linear(read.transpose(1, 2).flatten(2), weight, bias)
 
@@ -401,7 +402,9 @@ class GRC(nn.Module):
 
     def _update(self, resampling: Resampling, summarised: Tensor, cache: Tensor) -> Tensor:
         """The updated cache C' of each image, (B, T_m, D_m), in the cache's precision (paper, Eq. 3)."""
-        with torch.autocast(summarised.device.type, enabled=False):
+        # There is no autocast to leave on the meta device.
+        device = summarised.device.type
+        with nullcontext() if device == 'meta' else torch.autocast(device, enabled=False):
             dtype = torch.promote_types(summarised.dtype, torch.float32)
             summary = resampling(summarised[..., : self.dims].to(dtype))
             cache = cache.to(dtype).expand_as(summary)
@@ -439,6 +442,8 @@ class GRC(nn.Module):
             raise ValueError(
                 f"{prefix}cache: the checkpoint's cache has the shape {tuple(stored.shape)}, the model's has "
                 f'{tuple(self.cache.shape)} ({self.cache_size[0]} x {self.cache_size[1]} tokens of {self.dims} '
-                'channels). Set grc.cache_sizes and grc.cache_ratio to what the checkpoint was trained with.'
+                'channels). Set grc.cache_sizes and grc.cache_ratio to what the checkpoint was trained with, or, where '
+                'grc.cache_sizes was changed on purpose, write a resized checkpoint with '
+                'tools/convert_checkpoint.py --resize-caches.'
             )
         super()._load_from_state_dict(state_dict, prefix, *args)

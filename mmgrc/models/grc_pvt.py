@@ -9,53 +9,40 @@ from operator import mul
 from mmdet.models.backbones import pvt
 from mmdet.models.layers import nlc_to_nchw
 from mmengine.registry import MODELS
-from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import to_2tuple
-from torch import Tensor, nn
+from torch import Tensor
 
 from .attention import MixFFN, SpatialReductionAttention, pad_to_kernel
-from .cache import CachedBackbone
-from .convert import convert_pvt, load_converted
-from .grc import GRC, GRCConfig, Resampling, make_resampling, valid_extent
+from .cache import CachedBackbone, CachedBlock
+from .convert import convert_pvt
+from .grc import GRC, GRCConfig, Resampling
 
 __all__ = ['GRCPyramidVisionTransformer', 'GRCPyramidVisionTransformerV2']
 
 
-class PVTEncoderLayer(nn.Module):
+class PVTEncoderLayer(CachedBlock):
     """A block of PVT on fused kernels.
 
     Args:
         stock: The block of MMDetection whose submodules are adopted.
         grc: The memory of its attention. None: the stock computation.
+        with_cp: See :class:`~mmgrc.models.cache.CachedBlock`.
     """
 
-    def __init__(self, stock: pvt.PVTEncoderLayer, grc: GRC | None = None) -> None:
-        super().__init__()
+    def __init__(self, stock: pvt.PVTEncoderLayer, grc: GRC | None = None, with_cp: bool = False) -> None:
+        super().__init__(with_cp)
         self.norm1 = stock.norm1
         self.attn = SpatialReductionAttention(stock.attn, grc)
         self.norm2 = stock.norm2
         self.ffn = MixFFN(stock.ffn)
 
-    def forward(
-        self,
-        x: Tensor,
-        hw_shape: tuple[int, int],
-        cache: Tensor | None = None,
-        resampling: Resampling | None = None,
+    def _attend(
+        self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the block; a pure function of its arguments and weights.
+        return self.attn(self.norm1(x), hw_shape, x, cache, resampling)
 
-        Args:
-            x: (B, T, D), tokens.
-            hw_shape: Rows and columns of the tokens.
-            cache: (1, T_m, D_m), the cache as it was before this step; None without a memory.
-            resampling: From the tokens' grid to the cache's; None without a memory.
-
-        Returns:
-            (B, T, D), and the cache (1, T_m, D_m) that this step proposes, if any.
-        """
-        x, proposal = self.attn(self.norm1(x), hw_shape, x, cache, resampling)
-        return self.ffn(self.norm2(x), hw_shape, x), proposal
+    def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        return self.ffn(self.norm2(x), hw_shape, x)
 
 
 @MODELS.register_module()
@@ -71,39 +58,38 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
         pretrain_img_size: Image size that the position embeddings and the default caches are made for.
         grc: Options of the memory, the fields of :class:`~mmgrc.models.grc.GRCConfig`. None: a memory in each stage,
             with the cache at the stage's grid for an image of ``pretrain_img_size``.
+        with_cp: Whether to checkpoint the blocks: less memory in training, for a second forward. Stock PVT lacks it.
         kwargs: The other arguments of the stock backbone.
 
     Raises:
         ValueError: An option of ``grc`` is unknown or has a bad value.
     """
 
-    def __init__(self, *, pretrain_img_size: int | tuple[int, int] = 224, grc: Mapping | None = None, **kwargs) -> None:
+    def __init__(
+        self,
+        *,
+        pretrain_img_size: int | tuple[int, int] = 224,
+        grc: Mapping | None = None,
+        with_cp: bool = False,
+        **kwargs,
+    ) -> None:
         super().__init__(pretrain_img_size=pretrain_img_size, **kwargs)
         image_size = to_2tuple(pretrain_img_size)
         grids = [tuple(size // stride for size in image_size) for stride in accumulate(self.strides, mul)]
         options = GRCConfig.parse(grc, self.num_stages, grids)
         for stage, (_, blocks, _) in enumerate(self.layers):
             for index, block in enumerate(blocks):
+                if isinstance(block, pvt.AbsolutePositionEmbedding):
+                    # Stock has NumPy integers there, which exporters take for values that depend on the data.
+                    block.pos_shape = tuple(map(int, block.pos_shape))
                 if isinstance(block, pvt.PVTEncoderLayer):
                     branch = _make_branch(block.attn, options, stage) if stage in options.stages else None
-                    blocks[index] = PVTEncoderLayer(block, branch)
+                    blocks[index] = PVTEncoderLayer(block, branch, with_cp)
         self.init_caches(options)
 
-    def init_weights(self) -> None:
-        """Initialise from scratch, or from the checkpoint that ``init_cfg`` names.
-
-        Original PVT, MMDetection and published GRC checkpoints are understood. The caches start empty either way.
-
-        Raises:
-            ValueError: No tensor of the checkpoint fits.
-        """
-        if self.init_cfg is None:
-            super().init_weights()
-            for branch in self.grc_layers().values():
-                branch.reset_parameters()
-        else:
-            checkpoint = CheckpointLoader.load_checkpoint(self.init_cfg['checkpoint'], map_location='cpu')
-            load_converted(self, checkpoint, convert_pvt if self.convert_weights else None, with_caches=False)
+    def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bring the state dict of the original PVT, of MMDetection or of the published GRC code to our keys."""
+        return convert_pvt(state)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps; in training mode the caches are renewed at the end.
@@ -114,33 +100,21 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
         Returns:
             The maps (B, D_i, H_i, W_i) of the stages in ``out_indices``.
         """
-        image_size = tuple(x.shape[2:])
-        extent = valid_extent(x) if self.grc.stages else None
-        caches, proposals, outs = self.read_caches(), {}, []
-        for stage, (patch_embed, blocks, norm) in enumerate(self.layers):
+        step, outs = self.begin_step(x), []
+        for number, (patch_embed, blocks, norm) in enumerate(self.layers):
             x, hw_shape = patch_embed(pad_to_kernel(x, patch_embed.projection))
-            resampling = None
-            if stage in self.grc.stages:
-                resampling = make_resampling(extent, image_size, hw_shape, self.grc.cache_sizes[stage])
-            for block in blocks:
-                if isinstance(block, PVTEncoderLayer):
-                    branch = block.attn.grc
-                    x, proposal = block(x, hw_shape, caches.get(branch), resampling)
-                    if proposal is not None:
-                        proposals[branch] = proposal
-                else:
-                    x = block(x, hw_shape)
+            x = step.run(number, blocks, x, hw_shape)
             x = nlc_to_nchw(norm(x), hw_shape)
-            if stage in self.out_indices:
+            if number in self.out_indices:
                 outs.append(x)
-        self.commit_caches(proposals)
+        self.commit(step)
         return tuple(outs)
 
 
 @MODELS.register_module()
 class GRCPyramidVisionTransformerV2(GRCPyramidVisionTransformer, pvt.PyramidVisionTransformerV2):
-    """PVTv2 with GRC attention: :class:`mmdet.models.PyramidVisionTransformerV2` with the ``grc`` argument of
-    :class:`GRCPyramidVisionTransformer`.
+    """PVTv2 with GRC attention: :class:`mmdet.models.PyramidVisionTransformerV2` with the arguments ``grc`` and
+    ``with_cp`` of :class:`GRCPyramidVisionTransformer`.
     """
 
 

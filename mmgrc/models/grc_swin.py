@@ -9,15 +9,13 @@ from operator import mul
 import torch.nn.functional as F
 from mmdet.models.backbones import swin
 from mmengine.registry import MODELS
-from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import to_2tuple
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from .attention import ShiftWindowMSA
-from .cache import CachedBackbone
-from .convert import convert_swin, load_converted
-from .grc import GRC, GRCConfig, Resampling, make_resampling, valid_extent
+from .cache import CachedBackbone, CachedBlock
+from .convert import convert_swin
+from .grc import GRC, GRCConfig, Resampling
 
 __all__ = ['GRCSwinTransformer']
 
@@ -25,40 +23,29 @@ __all__ = ['GRCSwinTransformer']
 _CACHE_POOLING = (4, 2, 1, 1)
 
 
-class SwinBlock(nn.Module):
+class SwinBlock(CachedBlock):
     """A block of Swin on fused kernels.
 
     Args:
-        stock: The block of MMDetection whose submodules are adopted.
+        stock: The block of MMDetection whose submodules and ``with_cp`` are adopted.
         grc: The memory of its attention. None: the stock computation.
     """
 
     def __init__(self, stock: swin.SwinBlock, grc: GRC | None = None) -> None:
-        super().__init__()
-        self.with_cp = stock.with_cp
+        super().__init__(stock.with_cp)
         self.norm1 = stock.norm1
         self.attn = ShiftWindowMSA(stock.attn, grc)
         self.norm2 = stock.norm2
         self.ffn = stock.ffn
 
-    def forward(
-        self,
-        x: Tensor,
-        hw_shape: tuple[int, int],
-        cache: Tensor | None = None,
-        resampling: Resampling | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Run the block, see :meth:`mmgrc.models.grc_pvt.PVTEncoderLayer.forward`."""
-        if self.with_cp and x.requires_grad:
-            return checkpoint(self._forward, x, hw_shape, cache, resampling, use_reentrant=False)
-        return self._forward(x, hw_shape, cache, resampling)
-
-    def _forward(
+    def _attend(
         self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
     ) -> tuple[Tensor, Tensor | None]:
         out, proposal = self.attn(self.norm1(x), hw_shape, cache, resampling)
-        x = x + out
-        return self.ffn(self.norm2(x), identity=x), proposal
+        return x + out, proposal
+
+    def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        return self.ffn(self.norm2(x), identity=x)
 
 
 @MODELS.register_module()
@@ -102,25 +89,9 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
         super().train(mode)
         return self
 
-    def init_weights(self) -> None:
-        """Initialise from scratch, or from the checkpoint that ``init_cfg`` names.
-
-        Original Swin checkpoints and MMDetection's are understood. The caches start empty either way.
-
-        Raises:
-            ValueError: No tensor of the checkpoint fits.
-        """
-        if self.init_cfg is None:
-            super().init_weights()
-            for branch in self.grc_layers().values():
-                branch.reset_parameters()
-        else:
-            weights = CheckpointLoader.load_checkpoint(self.init_cfg['checkpoint'], map_location='cpu')
-
-            def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-                return convert_swin(state, self.state_dict())
-
-            load_converted(self, weights, convert if self.convert_weights else None, with_caches=False)
+    def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bring the state dict of the original Swin or of MMDetection to our keys, position tables to our sizes."""
+        return convert_swin(state, self.state_dict())
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps; in training mode the caches are renewed at the end.
@@ -131,28 +102,19 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
         Returns:
             The maps (B, D_i, H_i, W_i) of the stages in ``out_indices``.
         """
-        image_size = tuple(x.shape[2:])
-        extent = valid_extent(x) if self.grc.stages else None
-        caches, proposals, outs = self.read_caches(), {}, []
+        step, outs = self.begin_step(x), []
         x, hw_shape = self.patch_embed(x)
         if self.use_abs_pos_embed:
             x = x + self._position_embedding(hw_shape)
         x = self.drop_after_pos(x)
         for number, stage in enumerate(self.stages):
-            resampling = None
-            if number in self.grc.stages:
-                resampling = make_resampling(extent, image_size, hw_shape, self.grc.cache_sizes[number])
-            for block in stage.blocks:
-                branch = block.attn.grc
-                x, proposal = block(x, hw_shape, caches.get(branch), resampling)
-                if proposal is not None:
-                    proposals[branch] = proposal
+            x = step.run(number, stage.blocks, x, hw_shape)
             if number in self.out_indices:
                 out = getattr(self, f'norm{number}')(x)
                 outs.append(out.unflatten(1, hw_shape).permute(0, 3, 1, 2).contiguous())
             if stage.downsample:
                 x, hw_shape = stage.downsample(x, hw_shape)
-        self.commit_caches(proposals)
+        self.commit(step)
         return tuple(outs)
 
     def _position_embedding(self, hw_shape: tuple[int, int]) -> Tensor:

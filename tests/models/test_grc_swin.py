@@ -1,7 +1,5 @@
 """The Swin backbone against stock MMDetection, on every size, and the loading of original weights."""
 
-import copy
-
 import pytest
 import torch
 from mmdet.models.backbones import SwinTransformer
@@ -112,40 +110,12 @@ def test_default_caches_are_pooled():
     assert sizes == {'0': (14, 14), '1': (14, 14), '2': (14, 14), '3': (7, 7)}
 
 
-def test_checkpointing_changes_nothing():
-    plain = build(drop_path_rate=0.0)
-    cheap = build(drop_path_rate=0.0, with_cp=True)
-    cheap.load_state_dict(plain.state_dict())
-    x = torch.randn(2, 3, 64, 96)
-    outs = [backbone(x) for backbone in (plain, cheap)]
-    for out in outs:
-        sum(o.sum() for o in out).backward()
-    for left, right in zip(*outs, strict=True):
-        assert torch.equal(left, right)
-    for (name, left), right in zip(plain.named_parameters(), cheap.parameters(), strict=True):
-        torch.testing.assert_close(left.grad, right.grad, msg=lambda m, n=name: f'{n}: {m}')
-    for left, right in zip(plain.buffers(), cheap.buffers(), strict=True):
-        assert torch.equal(left, right)
-
-
 def test_frozen_stages_keep_their_caches():
     backbone = build(frozen_stages=2)
     backbone.train()
     sum(out.sum() for out in backbone(torch.randn(2, 3, 64, 64))).backward()
     for name, branch in backbone.grc_layers().items():
         assert branch.cache.any() == (int(name.split('.')[1]) >= 2), name
-
-
-def test_evaluation_writes_nothing():
-    backbone = build()
-    backbone(torch.randn(2, 3, 64, 64))
-    backbone.eval()
-    before = copy.deepcopy(backbone.state_dict())
-    x = torch.randn(2, 3, 64, 64)
-    first = backbone(x)
-    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
-    for left, right in zip(first, backbone(x), strict=True):
-        assert torch.equal(left, right)
 
 
 def original_swin(state):

@@ -1,8 +1,10 @@
 """`tools/convert_checkpoint.py` as a user runs it."""
 
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS
 
+from tests.conftest import REPOSITORY, SHAPES_CONFIG
 from tests.models.published import published_grc
 
 
@@ -29,3 +31,36 @@ def test_fails_where_nothing_matches(run_tool, tmp_path):
         assert words in result.stderr
         assert 'Traceback' not in result.stderr
         assert not (tmp_path / 'out.pth').exists()
+
+
+def test_resizes_caches_between_two_configs(run_tool, tmp_path):
+    base = Config.fromfile(REPOSITORY / SHAPES_CONFIG)
+    base.merge_from_dict({'model.backbone.embed_dims': 16, 'model.neck.in_channels': [16, 32, 80, 128]})
+    changes = {
+        'old': {},
+        'new': {'cache_sizes': [16, 8, 8, 4]},
+        'wider': {'cache_sizes': [16, 8, 8, 4], 'cache_ratio': 1.0},
+    }
+    models = {}
+    for name, change in changes.items():
+        config = base.copy()
+        config.merge_from_dict({f'model.backbone.grc.{key}': value for key, value in change.items()})
+        config.dump(tmp_path / f'{name}.py')
+        models[name] = MODELS.build({**Config.fromfile(tmp_path / f'{name}.py').model, '_scope_': 'mmdet'})
+    torch.save({'meta': {'epoch': 3}, 'state_dict': models['old'].state_dict()}, tmp_path / 'old.pth')
+
+    files = [tmp_path / name for name in ('old.pth', 'new.pth')]
+    result = run_tool('convert_checkpoint', *files, '--resize-caches', tmp_path / 'old.py', tmp_path / 'new.py')
+    assert result.returncode == 0, result.stderr
+    assert '8 caches resized' in result.stdout
+    written = torch.load(files[1])
+    models['new'].load_state_dict(written['state_dict'], strict=True)
+    assert written['meta']['epoch'] == 3
+    assert Config.fromstring(written['meta']['cfg'], '.py').model.backbone.grc.cache_sizes == [16, 8, 8, 4]
+
+    files[1].unlink()
+    result = run_tool('convert_checkpoint', *files, '--resize-caches', tmp_path / 'old.py', tmp_path / 'wider.py')
+    assert result.returncode == 1
+    assert 'The two configs may differ in grc.cache_sizes alone' in result.stderr
+    assert 'Traceback' not in result.stderr
+    assert not files[1].exists()

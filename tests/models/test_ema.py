@@ -1,0 +1,97 @@
+"""MMEngine's EMAHook: the averaged model evaluates with a cache that belongs to it."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from tests.models.backbones import FAMILIES, assert_same, build, loss
+
+MOMENTUM = 0.25
+
+
+class Detector(BaseModel):
+    """As little of a detector as a run needs."""
+
+    def __init__(self, family):
+        super().__init__()
+        self.backbone = build(family)
+
+    def forward(self, inputs, mode='tensor'):
+        outs = self.backbone(inputs)
+        return {'loss': 1e-3 * loss(outs)} if mode == 'loss' else [out.mean() for out in outs]
+
+
+class Count(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results.append(len(data_samples))
+
+    def compute_metrics(self, results):
+        return {'count': sum(results)}
+
+
+class Recorder(Hook):
+    """Keeps the model's state after each step, in validation and after it."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self):
+        self.steps, self.validated, self.restored = [], [], []
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        self.steps.append(copy.deepcopy(runner.model.state_dict()))
+
+    def before_val_iter(self, runner, *args, **kwargs):
+        self.validated.append(copy.deepcopy(runner.model.state_dict()))
+
+    def after_val_epoch(self, runner, *args, **kwargs):
+        self.restored.append(copy.deepcopy(runner.model.state_dict()))
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('update_buffers', [None, True])
+def test_averaged_model_has_the_live_or_the_averaged_cache(family, update_buffers, tmp_path):
+    torch.manual_seed(0)
+    data = [{'inputs': torch.randn(3, 64, 64)} for _ in range(4)]
+    recorder = Recorder()
+    averaging = {} if update_buffers is None else {'update_buffers': update_buffers}
+    runner = Runner(
+        model=Detector(family),
+        work_dir=str(tmp_path),
+        train_dataloader=DataLoader(data, batch_size=2),
+        val_dataloader=DataLoader(data[:1]),
+        train_cfg={'by_epoch': True, 'max_epochs': 2, 'val_interval': 1},
+        val_cfg={},
+        val_evaluator=Evaluator([Count()]),
+        optim_wrapper={'type': 'OptimWrapper', 'optimizer': {'type': 'SGD', 'lr': 0.05}},
+        custom_hooks=[{'type': 'EMAHook', 'momentum': MOMENTUM, **averaging}, recorder],
+        experiment_name=f'ema_{family}_{update_buffers}',
+        log_level='ERROR',
+    )
+    runner.train()
+
+    assert len(recorder.steps) == 4
+    averaged = dict(recorder.steps[0])
+    for number, state in enumerate(recorder.steps):
+        for key, value in state.items():
+            follows = value.is_floating_point() and (update_buffers or not key.endswith('.cache'))
+            averaged[key] = torch.lerp(averaged[key], value, MOMENTUM) if follows and number else value
+        if number % 2:
+            epoch = number // 2
+            assert_same(dict(recorder.validated[epoch]), averaged, 1e-6)
+            assert_same(dict(recorder.restored[epoch]), state)
+
+    caches = [key for key in averaged if key.endswith('.grc.cache')]
+    assert caches
+    assert all(averaged[key].any() for key in caches)
+    live = recorder.steps[-1]
+    assert all(torch.equal(averaged[key], live[key]) != bool(update_buffers) for key in caches)
+    # What is saved as the model is the averaged one; the live one goes on from `ema_state_dict`.
+    checkpoint = torch.load(tmp_path / 'epoch_2.pth')
+    assert_same(dict(checkpoint['state_dict']), averaged, 1e-6)
+    assert all(torch.equal(checkpoint['ema_state_dict'][f'module.{key}'], live[key]) for key in live)

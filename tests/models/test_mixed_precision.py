@@ -1,0 +1,123 @@
+"""Half precision: autocast, gradient scaling, models in half, and MMEngine's wrapper."""
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.optim import AmpOptimWrapper
+
+import mmgrc.models.grc as grc_module
+from tests.models.backbones import FAMILIES, assert_same, build, caches, loss
+
+family = pytest.mark.parametrize('family', FAMILIES)
+half = pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+
+
+def watch_gates(monkeypatch):
+    """A list that receives the type of each gate's input."""
+    seen, sigmoid = [], torch.sigmoid
+    monkeypatch.setattr(grc_module.torch, 'sigmoid', lambda t: seen.append(t.dtype) or sigmoid(t))
+    return seen
+
+
+def assert_full_precision(backbone):
+    for branch in backbone.grc_layers().values():
+        assert branch.cache.dtype == torch.float32
+        assert branch.cache.any()
+        # Values that half precision cannot hold: the update was not computed in it.
+        assert not torch.equal(branch.cache, branch.cache.bfloat16().float())
+        assert not torch.equal(branch.cache, branch.cache.half().float())
+
+
+@family
+@half
+@pytest.mark.parametrize('options', [{}, {'with_cp': True}, {'grc': {'variant': 'paper'}}])
+def test_autocast(family, dtype, options, monkeypatch):
+    backbone, exact = build(family, **options), build(family, **options)
+    x = torch.randn(2, 3, 64, 96)
+    expected = exact(x)
+    seen = watch_gates(monkeypatch)
+    with torch.autocast('cpu', dtype=dtype):
+        outs = backbone(x)
+    loss([out.float() for out in outs]).backward()
+    assert seen
+    assert set(seen) == {torch.float32}
+    assert_full_precision(backbone)
+    assert_same(caches(backbone), caches(exact), 0.05)
+    assert_same([out.float() for out in outs], expected, 0.2)
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad.dtype == torch.float32, name
+        assert torch.isfinite(parameter.grad).all(), name
+    expected = exact.eval()(x)
+    with torch.autocast('cpu', dtype=dtype):
+        outs = backbone.eval()(x)
+    assert_same([out.float() for out in outs], expected, 0.2)
+
+
+@family
+@half
+def test_model_in_half_precision(family, dtype, monkeypatch):
+    backbone, exact = build(family).to(dtype), build(family)
+    seen = watch_gates(monkeypatch)
+    x = torch.randn(2, 3, 64, 96)
+    outs = backbone(x.to(dtype))
+    exact(x)
+    assert all(out.dtype == dtype for out in outs)
+    assert set(seen) == {torch.float32}
+    assert_full_precision(backbone)
+    assert_same(caches(backbone), caches(exact), 0.05)
+    loss([out.float() for out in outs]).backward()
+
+
+@family
+def test_scaler_skips_the_step_and_the_memory_goes_on(family):
+    backbone, plain = build(family), build(family)
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=1e-3)
+    scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
+    weights = [parameter.clone() for parameter in backbone.parameters()]
+    for factor in (float('inf'), 1.0):  # the first loss overflows, the forward does not
+        x = torch.randn(1, 3, 64, 64)
+        optimizer.zero_grad()
+        scaler.scale(loss(backbone(x)) * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if factor > 1:
+            plain(x)
+            assert_same(list(backbone.parameters()), weights)
+            assert_same(caches(backbone), caches(plain))
+            kept = caches(backbone)
+    assert scaler.get_scale() == 2.0**9
+    assert not torch.equal(weights[0], next(backbone.parameters()))
+    assert not torch.equal(*(next(iter(state.values())) for state in (kept, caches(backbone))))
+
+
+class Detector(BaseModel):
+    """As little of a detector as a train step needs."""
+
+    def __init__(self, family):
+        super().__init__()
+        self.backbone = build(family)
+
+    def forward(self, inputs, mode='tensor'):
+        outs = self.backbone(inputs)
+        return {'loss': 1e-3 * loss([out.float() for out in outs])} if mode == 'loss' else outs
+
+
+@family
+def test_mmengines_wrapper(family, monkeypatch):
+    # It refuses machines without a GPU before it does anything; its autocast and its step work there.
+    monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
+    model = Detector(family)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    wrapper = AmpOptimWrapper(loss_scale='dynamic', dtype='bfloat16', optimizer=optimizer)
+    weights = [parameter.clone() for parameter in model.parameters()]
+    types = []
+    projection = next(module for name, module in model.named_modules() if name.endswith(('out_proj', 'w_msa.proj')))
+    projection.register_forward_hook(lambda module, args, out: types.append(out.dtype))
+    seen = watch_gates(monkeypatch)
+    for _ in range(2):
+        logs = model.train_step({'inputs': torch.randn(2, 3, 64, 64)}, wrapper)
+        assert torch.isfinite(logs['loss'])
+    assert set(seen) == {torch.float32}
+    assert types == [torch.bfloat16] * 2
+    assert_full_precision(model.backbone)
+    assert not any(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True) if a.any())

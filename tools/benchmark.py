@@ -15,7 +15,7 @@ from mmgrc.preflight import PreflightError
 
 
 def _table(first: Result, second: Result) -> Table:
-    table = Table('', title=f'A: {first.name}\nB: {second.name}', title_justify='left')
+    table = Table('')
     for title in ('A', 'B', 'A / B'):
         table.add_column(title, justify='right')
 
@@ -52,6 +52,7 @@ def main() -> str | None:
         results = compare(args.config, args.against, options)
     except PreflightError as error:
         return f'benchmark: {error}'
+    print(f'A: {results[0].name}\nB: {results[1].name}')
     Console().print(_table(*results))
     if args.json:
         with open(args.json, 'w') as file:

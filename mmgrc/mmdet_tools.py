@@ -116,8 +116,9 @@ def _run(name: str, tool: ModuleType, config: Config) -> str | None:
         raise SystemExit(_EXIT_INTERRUPTED) from error
     except (AssertionError, cv2.error) as error:
         # Raised by mmcv's LoadImageFromFile, here or in a worker process.
-        if match := re.search(r'failed to load image: (.+)', str(error)):
-            return f'the image {match[1]} cannot be decoded. Replace it, or take it out of the annotations.'
+        # A worker's traceback has the line of the source before the message.
+        if names := re.findall(r'failed to load image: (.+)', str(error)):
+            return f'the image {names[-1]} cannot be decoded. Replace it, or take it out of the annotations.'
         if isinstance(error, cv2.error) and (empty := find_empty_images(config, _LOADERS[name])):
             return f'{len(empty)} images are empty files, {", ".join(empty[:3])}. Copy them again.'
         raise

@@ -5,6 +5,7 @@ They are forked, so that none has to import MMDetection again.
 
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import time
@@ -12,8 +13,10 @@ import traceback
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from mmengine.logging import MMLogger
 
 from tests.conftest import REPOSITORY
 
@@ -71,6 +74,11 @@ class Tool:
         sys.stdout, sys.stderr = os.fdopen(1, 'w', buffering=1), os.fdopen(2, 'w', buffering=1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
+        # Its logs are not the parent's.
+        MMLogger._instance_dict.clear()
+        # A process of its own starts with random numbers of its own.
+        random.seed()
+        np.random.seed()
         os.environ.update(env)
         os.chdir(REPOSITORY)
         sys.argv = [f'tools/{name}.py', *map(str, args)]

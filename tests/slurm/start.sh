@@ -8,7 +8,7 @@ set -euo pipefail
 folder=${1:?usage: tests/slurm/start.sh FOLDER [CPUS]}
 cpus=${2:-2}
 host=$(hostname -s)
-# Three free ports; those of a Slurm that may run here already are taken.
+# Free ports, for a Slurm of the machine may have the usual ones.
 read -ra ports < <(python3 - << 'PY'
 import socket
 
@@ -77,4 +77,5 @@ export SLURM_CONF=$folder/slurm.conf
 slurmctld -i
 wait_for 15 scontrol ping
 slurmd -N "$host"
+# shellcheck disable=SC2016  # the inner shell expands it
 wait_for 30 bash -c '[[ -n $(sinfo -h -N -t idle -o %N) ]]'

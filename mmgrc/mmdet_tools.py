@@ -148,6 +148,10 @@ def main(name: str) -> str | None:
     # The tool gets the arguments as they were prepared.
     tool.parse_args = lambda: args
     message = _run(name, tool, config)
+    if message:
+        return f'{name}: {message}'
     if dist.is_available() and dist.is_initialized():
+        # A rank that leaves closes its connections, which the others may be waiting on.
+        dist.barrier()
         dist.destroy_process_group()
-    return message and f'{name}: {message}'
+    return None

@@ -24,7 +24,7 @@ _FORK = multiprocessing.get_context('fork')
 
 
 def run_ranks(function, world_size, folder, *args, timeout=120):
-    """Call ``function(rank, *args)`` in each rank and return what they gave, in order; fails where one fails or hangs."""
+    """Call ``function(rank, *args)`` in each rank and return what they gave; fails where one fails or hangs."""
     folder = Path(folder)
     rendezvous = folder / f'rendezvous-{time.monotonic_ns()}'
     processes = [
@@ -55,6 +55,22 @@ def _rank(function, rank, world_size, rendezvous, args):
     )
     torch.save(function(rank, *args), f'{rendezvous}.{rank}')
     dist.destroy_process_group()
+
+
+def ranks_of(launcher):
+    """The processes of a launcher's ranks: their ids by rank."""
+    ranks = {}
+    for folder in Path('/proc').glob('[0-9]*'):
+        try:
+            parent = int((folder / 'stat').read_text().rsplit(')', 1)[1].split()[1])
+            variables = dict(
+                entry.split('=', 1) for entry in (folder / 'environ').read_text().split('\0') if '=' in entry
+            )
+        except (OSError, ValueError):
+            continue
+        if parent == launcher and 'RANK' in variables:
+            ranks[int(variables['RANK'])] = int(folder.name)
+    return ranks
 
 
 class Tool:

@@ -4,13 +4,17 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY, SHAPES_CONFIG
+from tests.conftest import NARROW, REPOSITORY, SHAPES_CONFIG
+from tests.processes import Tool, ranks_of
 
 SCRIPTS = {
     'dist_train': ['c.py', '2'],
@@ -83,7 +87,7 @@ def test_srun_with_and_without_gpus():
     assert not any('gres' in word or 'per-node' in word for word in command)
 
 
-def test_sbatch_asks_for_a_signal_and_resumes(tmp_path):
+def test_sbatch_asks_for_a_signal_and_resumes():
     command = dry_run('sbatch_train', '--amp', SBATCH_ARGS='--time=8:00:00', STOP_BEFORE='120')
     assert command[0] == 'sbatch'
     wanted = {
@@ -130,37 +134,51 @@ def test_shell_is_clean():
     subprocess.run(['shellcheck', '-x', *scripts], cwd=REPOSITORY, check=True)
 
 
-OPTIONS = [
-    'model.backbone.embed_dims=16',
-    'model.neck.in_channels=[16,32,80,128]',
-    'model.test_cfg.rcnn.score_thr=0.0',
-    *(f'{loader}_dataloader.num_workers=0' for loader in ('train', 'val', 'test')),
-    *(f'{loader}_dataloader.persistent_workers=False' for loader in ('train', 'val', 'test')),
-    'default_hooks.logger.interval=1',
-]
-
-
-def test_two_ranks_train_and_test(shapes, tmp_path, run_tool):
-    """What one process finds with the weights of two ranks is what two ranks find."""
+def test_dead_rank_ends_the_job_which_resumes_and_tests(shapes, tmp_path):
+    """7 images on 2 ranks: their last batches are uneven, too."""
+    work_dir, log = tmp_path / 'run', tmp_path / 'log'
     env = {'SHAPES_ROOT': str(shapes), 'CUDA_VISIBLE_DEVICES': '', 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
-    result = launch(
-        'dist_train',
-        *(SHAPES_CONFIG, 2, '--work-dir', tmp_path / 'run', '--cfg-options', *OPTIONS),
-        *('train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=8'),
-        **env,
-    )
-    assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
-    output = result.stdout + result.stderr
-    assert 'Epoch(train) [1][2/2]' in output
-    assert re.search(r'Distributed launcher: pytorch', output)
-    checkpoint = tmp_path / 'run' / 'epoch_1.pth'
-    assert len(torch.load(checkpoint)['exact_resume']['ranks']) == 2
+    command = [SHAPES_CONFIG, '2', '--work-dir', str(work_dir), '--resume', '--cfg-options', *NARROW]
+    command += ['train_dataloader.dataset.indices=7', 'train_cfg.max_epochs=3', 'train_cfg.val_interval=100']
+    with log.open('w') as file:
+        job = subprocess.Popen(
+            ['tools/dist_train.sh', *command],
+            cwd=REPOSITORY,
+            env={**os.environ, **env},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    end = time.monotonic() + 120
+    while 'Epoch(train) [2][1/2]' not in log.read_text():
+        assert job.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    ranks = ranks_of(job.pid)
+    assert sorted(ranks) == [0, 1]
+    os.kill(ranks[1], signal.SIGKILL)
+    assert job.wait(timeout=60) != 0
+    assert not any(Path(f'/proc/{pid}').exists() for pid in ranks.values())
+    assert 'Signal 9 (SIGKILL) received by PID' in log.read_text()
+    assert (work_dir / 'epoch_1.pth').exists()
+    assert not (work_dir / 'epoch_2.pth').exists()
 
+    again = launch('dist_train', *command, **env)
+    output = again.stdout + again.stderr
+    assert again.returncode == 0, output[-3000:]
+    assert 'resumed epoch: 1, iter: 2' in output
+    assert 'Distributed launcher: pytorch' in output
+    checkpoint = work_dir / 'epoch_3.pth'
+    content = torch.load(checkpoint)
+    assert content['meta']['iter'] == 6
+    assert len(content['exact_resume']['ranks']) == 2
+
+    # What one process finds is what two ranks find.
     test = [SHAPES_CONFIG, checkpoint]
-    tail = ['--work-dir', tmp_path / 'test', '--cfg-options', *OPTIONS]
+    tail = ['--work-dir', tmp_path / 'test', '--cfg-options', *NARROW]
     result = launch('dist_test', *test, 2, '--out', tmp_path / 'two.pkl', *tail, **env)
     assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
-    run_tool('test', *test, '--out', tmp_path / 'one.pkl', *tail, check=True)
+    alone = Tool('test', *test, '--out', tmp_path / 'one.pkl', *tail, log=tmp_path / 'log', env=env)
+    assert alone.end() == 0, alone.output[-3000:]
     two, one = (pickle.loads((tmp_path / name).read_bytes()) for name in ('two.pkl', 'one.pkl'))
     assert [p['img_id'] for p in two] == [p['img_id'] for p in one]
     for left, right in zip(two, one, strict=True):
@@ -169,8 +187,12 @@ def test_two_ranks_train_and_test(shapes, tmp_path, run_tool):
         torch.testing.assert_close(left['pred_instances']['scores'], right['pred_instances']['scores'])
 
 
-def test_launcher_without_ranks(run_tool, tmp_path):
-    result = run_tool('train', SHAPES_CONFIG, '--launcher', 'slurm', '--work-dir', tmp_path / 'run')
-    assert result.returncode == 1
-    assert 'not set: this process was not started by it. Type: tools/slurm_train.sh' in result.stderr
-    assert 'Traceback' not in result.stderr
+def test_launcher_without_ranks(shapes, tmp_path):
+    env = {'SHAPES_ROOT': str(shapes)}
+    run = Tool(
+        'train', SHAPES_CONFIG, '--launcher', 'slurm', '--work-dir', tmp_path / 'run', log=tmp_path / 'log', env=env
+    )
+    assert run.end() == 1
+    assert 'not set: this process was not started by it. Type: tools/slurm_train.sh' in run.output
+    assert 'Traceback' not in run.output
+    assert not (tmp_path / 'run').exists()

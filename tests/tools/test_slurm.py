@@ -13,7 +13,7 @@ import torch
 
 from mmgrc.datasets import write_shapes
 from mmgrc.engine.ranks import read_slurm_environment
-from tests.conftest import REPOSITORY, SHAPES_CONFIG
+from tests.conftest import NARROW, REPOSITORY, SHAPES_CONFIG
 
 PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'srun', 'sbatch')
 pytestmark = [
@@ -26,12 +26,8 @@ pytestmark = [
 
 EPOCHS, STEPS = 4, 2  # 4 images, 2 ranks
 OPTIONS = [
-    'model.backbone.embed_dims=16',
-    'model.neck.in_channels=[16,32,80,128]',
+    *NARROW,
     'train_dataloader.batch_size=1',
-    *(f'{loader}_dataloader.num_workers=0' for loader in ('train', 'val', 'test')),
-    *(f'{loader}_dataloader.persistent_workers=False' for loader in ('train', 'val', 'test')),
-    'default_hooks.logger.interval=1',
     f'train_cfg.max_epochs={EPOCHS}',
     'train_cfg.val_interval=100',
     'randomness.seed=2',
@@ -94,57 +90,35 @@ def wait_for(condition, what, timeout=150):
         time.sleep(0.1)
 
 
-@pytest.fixture(scope='module')
-def unbroken(slurm, four_images, tmp_path_factory):
-    """The work dir of a training of two tasks by srun."""
-    work_dir = tmp_path_factory.mktemp('srun') / 'run'
+def test_requeued_job_ends_as_the_unbroken_one(slurm, four_images, tmp_path):
+    """One by srun from start to end, one by sbatch that gets the signal which Slurm sends before the time limit."""
+    unbroken, work_dir = tmp_path / 'srun', tmp_path / 'sbatch'
     output = run(
         slurm,
         four_images,
-        *('tools/slurm_train.sh', 'debug', 'mmgrc', SHAPES_CONFIG, work_dir, '--cfg-options', *OPTIONS),
+        *('tools/slurm_train.sh', 'debug', 'mmgrc', SHAPES_CONFIG, unbroken, '--cfg-options', *OPTIONS),
     )
     assert 'Distributed launcher: slurm' in output
     assert f'Epoch(train) [{EPOCHS}][{STEPS}/{STEPS}]' in output
-    return work_dir
 
-
-def test_srun_trains_and_tests_on_two_tasks(slurm, four_images, unbroken, tmp_path):
-    checkpoint = torch.load(unbroken / f'epoch_{EPOCHS}.pth')
-    assert len(checkpoint['exact_resume']['ranks']) == 2
-    output = run(
-        slurm,
-        four_images,
-        *('tools/slurm_test.sh', 'debug', 'mmgrc', SHAPES_CONFIG, unbroken / f'epoch_{EPOCHS}.pth'),
-        *('--work-dir', tmp_path, '--cfg-options', *OPTIONS),
-    )
-    assert 'coco/segm_mAP' in output
-
-
-def test_requeued_jobs_end_as_the_unbroken_one(slurm, four_images, unbroken, tmp_path):
-    """First the signal that Slurm sends before the time limit, then a requeue from outside, as by preemption."""
-    work_dir = tmp_path / 'run'
     command = ['tools/sbatch_train.sh', 'debug', 'mmgrc', SHAPES_CONFIG, work_dir, '--cfg-options', *OPTIONS]
     job = run(slurm, four_images, *command).split()[-1]
     log = work_dir / f'slurm-{job}.out'
 
-    def output():
+    def said():
         return log.read_text() if log.exists() else ''
 
-    def starts():
-        return output().count('Distributed launcher: slurm')
-
-    wait_for(lambda: 'Epoch(train) [2][1/2]' in output(), output)
+    wait_for(lambda: 'Epoch(train) [2][1/2]' in said(), said)
     run(slurm, four_images, 'scancel', '--batch', '--signal=USR1', job)
-    wait_for(lambda: 'the job is stopped before its time limit and requeued' in output(), output)
-    stopped = torch.load(work_dir / 'stopped.pth')['meta']
-    assert 3 <= stopped['iter'] < EPOCHS * STEPS
-    wait_for(lambda: f'iter: {stopped["iter"]}' in output() and starts() == 2, output)
-    run(slurm, four_images, 'scontrol', 'requeue', job)
-    wait_for(lambda: starts() == 3, output)
-    wait_for(lambda: not run(slurm, four_images, 'squeue', '-h', '-o', '%A'), output)
-    assert (work_dir / f'epoch_{EPOCHS}.pth').exists(), output()[-3000:]
+    wait_for(lambda: 'the job is stopped before its time limit and requeued' in said(), said)
+    iteration = torch.load(work_dir / 'stopped.pth')['meta']['iter']
+    assert STEPS < iteration < EPOCHS * STEPS
+    wait_for(lambda: not run(slurm, four_images, 'squeue', '-h', '-o', '%A'), said)
+    assert said().count('Distributed launcher: slurm') == 2
+    assert f'resumed epoch: {(iteration - 1) // STEPS}, iter: {iteration}' in said()
 
     found, wanted = (torch.load(folder / f'epoch_{EPOCHS}.pth') for folder in (work_dir, unbroken))
+    assert len(found['exact_resume']['ranks']) == 2
     for key, value in wanted['state_dict'].items():
         assert torch.equal(found['state_dict'][key], value), key
     assert any(key.endswith('grc.cache') and value.any() for key, value in wanted['state_dict'].items())

@@ -110,10 +110,6 @@ def _run(name: str, tool: ModuleType, config: Config) -> str | None:
             return str(error)
         print(f'{name}: {error}', file=sys.stderr)
         raise SystemExit(_EXIT_STOPPED) from error
-    except KeyboardInterrupt as error:
-        last = ' A training goes on from its last checkpoint with --resume.' if name == 'train' else ''
-        print(f'\n{name}: interrupted.{last}', file=sys.stderr)
-        raise SystemExit(_EXIT_INTERRUPTED) from error
     except (AssertionError, cv2.error) as error:
         # Raised by mmcv's LoadImageFromFile, here or in a worker process.
         # A worker's traceback has the line of the source before the message.
@@ -143,11 +139,15 @@ def main(name: str) -> str | None:
         tool = _load_tool(name)
         args = tool.parse_args()
         config = _prepare(name, args)
+        # The tool gets the arguments as they were prepared.
+        tool.parse_args = lambda: args
+        message = _run(name, tool, config)
     except PreflightError as error:
-        return f'{name}: {error}'
-    # The tool gets the arguments as they were prepared.
-    tool.parse_args = lambda: args
-    message = _run(name, tool, config)
+        message = str(error)
+    except KeyboardInterrupt as error:
+        last = ' A training goes on from its last checkpoint with --resume.' if name == 'train' else ''
+        print(f'\n{name}: interrupted.{last}', file=sys.stderr)
+        raise SystemExit(_EXIT_INTERRUPTED) from error
     if message:
         return f'{name}: {message}'
     if dist.is_available() and dist.is_initialized():

@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY
 _FORK = multiprocessing.get_context('fork')
 
 
-def run_ranks(function, world_size, folder, *args, timeout=120):
+def run_ranks(function, world_size, folder, *args, timeout=240):
     """Call ``function(rank, *args)`` in each rank and return what they gave; fails where one fails or hangs."""
     folder = Path(folder)
     rendezvous = folder / f'rendezvous-{time.monotonic_ns()}'
@@ -51,7 +51,7 @@ def _rank(function, rank, world_size, rendezvous, args):
         init_method=f'file://{rendezvous}',
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=120),
     )
     torch.save(function(rank, *args), f'{rendezvous}.{rank}')
     dist.destroy_process_group()
@@ -117,7 +117,7 @@ class Tool:
     def output(self):
         return self.log.read_text() if self.log.exists() else ''
 
-    def wait_for(self, words, timeout=90):
+    def wait_for(self, words, timeout=240):
         """Wait until the output has ``words``."""
         end = time.monotonic() + timeout
         while words not in self.output:
@@ -128,7 +128,7 @@ class Tool:
     def send(self, number):
         os.kill(self.process.pid, number)
 
-    def end(self, timeout=120):
+    def end(self, timeout=240):
         """Wait for the end and return the exit code."""
         self.process.join(timeout)
         if self.process.is_alive():

@@ -70,7 +70,7 @@ def four_images(tmp_path_factory):
     return root
 
 
-def run(slurm, data, *command, timeout=200):
+def run(slurm, data, *command, timeout=300):
     result = subprocess.run(
         [*map(str, command)],
         cwd=REPOSITORY,
@@ -83,7 +83,7 @@ def run(slurm, data, *command, timeout=200):
     return result.stdout + result.stderr
 
 
-def wait_for(condition, what, timeout=150):
+def wait_for(condition, what, timeout=300):
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, what()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import re
 import sys
@@ -105,11 +106,8 @@ def _run(name: str, tool: ModuleType, config: Config) -> str | None:
     """Run the tool, and give faults that are not in the code as a message instead of a traceback."""
     try:
         tool.main()
-    except (CheckpointWriteError, TrainingStopped) as error:
-        if isinstance(error, CheckpointWriteError):
-            return str(error)
-        print(f'{name}: {error}', file=sys.stderr)
-        raise SystemExit(_EXIT_STOPPED) from error
+    except CheckpointWriteError as error:
+        return str(error)
     except (AssertionError, cv2.error) as error:
         # Raised by mmcv's LoadImageFromFile, here or in a worker process.
         # A worker's traceback has the line of the source before the message.
@@ -135,6 +133,7 @@ def main(name: str) -> str | None:
     """
     # Said by mmengine at each base config. requirements.txt pins setuptools, which is the remedy.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    message = stopped = None
     try:
         tool = _load_tool(name)
         args = tool.parse_args()
@@ -144,14 +143,25 @@ def main(name: str) -> str | None:
         message = _run(name, tool, config)
     except PreflightError as error:
         message = str(error)
+    except TrainingStopped as error:
+        stopped = str(error)
     except KeyboardInterrupt as error:
         last = ' A training goes on from its last checkpoint with --resume.' if name == 'train' else ''
         print(f'\n{name}: interrupted.{last}', file=sys.stderr)
         raise SystemExit(_EXIT_INTERRUPTED) from error
     if message:
         return f'{name}: {message}'
-    if dist.is_available() and dist.is_initialized():
-        # A rank that leaves closes its connections, which the others may be waiting on.
-        dist.barrier()
-        dist.destroy_process_group()
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == 'gloo':
+        _leave_cpu_ranks()
+    if stopped:
+        print(f'{name}: {stopped}', file=sys.stderr)
+        raise SystemExit(_EXIT_STOPPED)
     return None
+
+
+def _leave_cpu_ranks() -> None:
+    # A rank that leaves closes its connections, which the others may be waiting on.
+    dist.barrier()
+    # The wrapped model holds the group, and with it threads that abort the process where they outlive the interpreter.
+    gc.collect()
+    dist.destroy_process_group()

@@ -44,7 +44,7 @@ def test_full_disk_leaves_the_checkpoint_before(copy, tmp_path):
         # A write beyond it fails as one to a full disk does, here in the midst of the file.
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, resource.RLIM_INFINITY))
 
-    run = train(work_dir, copy, *options, 'train_cfg.max_epochs=3', resume=True, log='full.log', before=limit)
+    run = train(work_dir, copy, *options, 'train_cfg.max_epochs=2', resume=True, log='full.log', before=limit)
     assert run.end() == 1
     assert f'train: {work_dir / "epoch_2.pth"} cannot be written' in run.output
     assert 'Make room there, and go on with --resume.' in run.output
@@ -53,12 +53,12 @@ def test_full_disk_leaves_the_checkpoint_before(copy, tmp_path):
     assert sorted(path.name for path in work_dir.glob('*.p*')) == ['epoch_1.pth', SHAPES_CONFIG.split('/')[-1]]
     assert not list(work_dir.glob('.*'))
 
-    run = train(work_dir, copy, *options, 'train_cfg.max_epochs=3', resume=True, log='again.log')
+    run = train(work_dir, copy, *options, 'train_cfg.max_epochs=2', resume=True, log='again.log')
     assert run.end() == 0, run.output[-3000:]
     assert 'resumed epoch: 1, iter: 1' in run.output
     # One is kept, and the outdated ones went after it was there.
-    assert [path.name for path in work_dir.glob('epoch_*')] == ['epoch_3.pth']
-    assert torch.load(work_dir / 'epoch_3.pth')['meta']['epoch'] == 3
+    assert [path.name for path in work_dir.glob('epoch_*')] == ['epoch_2.pth']
+    assert torch.load(work_dir / 'epoch_2.pth')['meta']['epoch'] == 2
 
 
 def test_file_is_whole_or_not_there(tmp_path, monkeypatch):
@@ -113,8 +113,10 @@ def break_annotations(content):
 def test_annotations_that_are_left_out_are_counted(copy, tmp_path):
     """The run goes on without them, and says so before its first step."""
     edit(copy, break_annotations)
-    run = train(tmp_path / 'run', copy, 'train_cfg.max_epochs=1')
-    assert run.end() == 0, run.output[-3000:]
+    run = train(tmp_path / 'run', copy)
+    run.wait_for('Epoch(train) [1][1/8]')
+    run.send(signal.SIGKILL)
+    run.end()
     warning = (
         'some annotations are left out: 1 with an empty box (less than a pixel) (annotation 1); 1 with an inverted box '
         '(annotation 2); 1 with no polygon of 3 or more points (annotation 3); 1 with a box outside of its image '

@@ -9,7 +9,7 @@ SHAPES := data/shapes
 DEMO := work_dirs/demo
 CHECKPOINT := $(DEMO)/epoch_5.pth
 
-.PHONY: help env demo test lint format clean-demo
+.PHONY: help env demo test test-slurm lint format clean-demo
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -32,6 +32,9 @@ demo: env ## Train on generated images, evaluate box and mask mAP, draw (minutes
 
 test: env ## Run the tests (no network, no GPU)
 	$(PY) -m pytest
+
+test-slurm: env ## Run the tests under a real Slurm of this machine (Debian's slurm-wlm and munge, as root)
+	$(PY) -m pytest tests/tools/test_slurm.py -rs
 
 lint: env ## Check style with ruff
 	$(PY) -m ruff check .

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 
-__all__ = ['allow_mmengine_checkpoints', 'read_checkpoint']
+__all__ = ['allow_mmengine_checkpoints', 'last_good_checkpoint', 'read_checkpoint']
 
 
 def _history_statistic(owner: object, name: str) -> object:
@@ -52,9 +53,10 @@ def read_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint file onto the CPU.
 
     Raises:
-        ValueError: It is no checkpoint, is cut short, or holds objects that are not allowed.
+        ValueError: It is no checkpoint, is cut short or damaged, or holds objects that are not allowed.
     """
     try:
+        _check_sums(Path(path).expanduser())
         checkpoint = torch.load(Path(path).expanduser(), map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's message is long, and advises to turn the check off.
@@ -64,9 +66,55 @@ def read_checkpoint(path: str | Path) -> dict:
             f'{path} cannot be read as weights: {reason}. It is no checkpoint, or holds objects that could run code; '
             'save its state dict alone where you trust it.'
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
         reason = str(error).split('\n')[0]
-        raise ValueError(f'{path} cannot be read: {reason}. It is no checkpoint, or was cut short.') from error
+        raise ValueError(
+            f'{path} cannot be read: {reason}. It is no checkpoint, was cut short, or is damaged.'
+        ) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a dictionary of weights')
     return checkpoint
+
+
+def _check_sums(path: Path) -> None:
+    """Compare a file's content with the checksums in it, which torch writes but does not read.
+
+    Raises:
+        BadZipFile: They differ.
+    """
+    # Before version 1.6 torch wrote files of another kind, without sums.
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        if damaged := file.testzip():
+            raise zipfile.BadZipFile(f'the checksum of {damaged} in it is wrong')
+
+
+def last_good_checkpoint(work_dir: str | Path) -> tuple[Path | None, list[str]]:
+    """Find the checkpoint from which a training in a work dir goes on.
+
+    It is the one that MMEngine's file ``last_checkpoint`` names, or the newest of the others where that one is missing
+    or cannot be read.
+
+    Returns:
+        Its path, None where there is none, and why each newer one was skipped.
+    """
+    work_dir = Path(work_dir)
+    files = [
+        (path.stat().st_mtime_ns, int(match[2] or 0), path)
+        for path in work_dir.glob('*.pth')
+        if (match := re.fullmatch(r'(epoch_|iter_|stopped)(\d*)\.pth', path.name))
+    ]
+    candidates = [path for *_, path in sorted(files, reverse=True)]
+    pointer = work_dir / 'last_checkpoint'
+    if pointer.is_file() and (named := Path(pointer.read_text().strip())).is_file():
+        candidates = [named, *(path for path in candidates if not path.samefile(named))]
+    skipped = []
+    for path in candidates:
+        try:
+            read_checkpoint(path)
+        except ValueError as error:
+            skipped.append(str(error))
+        else:
+            return path, skipped
+    return None, skipped

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import re
 import sys
 import warnings
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
+import cv2
 import mmdet
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.device import get_device
 
 from .config import config_path
-from .preflight import PreflightError, build_model, check_checkpoint, check_datasets, check_weights, load_config
+from .engine.atomic_checkpoint_hook import CheckpointWriteError
+from .engine.ranks import LauncherError, check_environment, read_slurm_environment, start_cpu_ranks
+from .engine.stop_signal_hook import TrainingStopped
+from .preflight import (
+    PreflightError,
+    build_model,
+    check_annotations,
+    check_checkpoint,
+    check_datasets,
+    check_resume,
+    check_weights,
+    check_work_dir,
+    find_empty_images,
+    load_config,
+)
 
 __all__ = ['main']
+
+_LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
+# As sysexits.h has it, a failure that goes away when one tries again; and as shells have it, the end by SIGINT.
+_EXIT_STOPPED, _EXIT_INTERRUPTED = 75, 130
 
 
 def _load_tool(name: str) -> ModuleType:
@@ -30,25 +55,71 @@ def _load_tool(name: str) -> ModuleType:
     return tool
 
 
-def _check_train(args: Namespace) -> None:
-    config = load_config(args.config, args.cfg_options)
-    check_datasets(config, ('train_dataloader', 'val_dataloader'))
-    if args.resume in (None, 'auto'):
+def _work_dir(args: Namespace, config: Config) -> str:
+    """Where MMDetection's tools will write."""
+    return args.work_dir or config.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
+
+
+def _check_train(args: Namespace, config: Config) -> None:
+    if args.amp and get_device() == 'cpu':
+        raise PreflightError('--amp needs a GPU: MMEngine has mixed precision for no CPU. Train without it')
+    if args.resume is None:
         build_model(config)
     else:
-        check_checkpoint(config, args.resume)
+        args.resume = check_resume(config, args.resume, _work_dir(args, config))
     check_weights(config)
 
 
-def _check_test(args: Namespace) -> None:
-    config = load_config(args.config, args.cfg_options)
-    check_datasets(config, ('test_dataloader',))
+def _check_test(args: Namespace, config: Config) -> None:
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         raise PreflightError(f'--out {args.out}: the predictions are a pickle; name it .pkl')
     check_checkpoint(config, args.checkpoint)
 
 
 _CHECKS = {'train': _check_train, 'test': _check_test}
+
+
+def _prepare(name: str, args: Namespace) -> Config:
+    """Check what the user gave, and bring ``args`` to what MMDetection's tool needs.
+
+    Raises:
+        PreflightError: The run cannot work.
+    """
+    config = load_config(args.config, args.cfg_options)
+    if args.launcher in ('pytorch', 'slurm'):
+        try:
+            check_environment(args.launcher)
+        except LauncherError as error:
+            raise PreflightError(str(error)) from error
+    check_datasets(config, _LOADERS[name])
+    _CHECKS[name](args, config)
+    check_annotations(config, _LOADERS[name])
+    check_work_dir(_work_dir(args, config))
+    if args.launcher == 'slurm':
+        read_slurm_environment()
+    # `PACKAGE::NAME` is for us; MMDetection's tool names its work dir after a file.
+    args.config = config_path(args.config)
+    if args.launcher in ('pytorch', 'slurm') and not torch.cuda.is_available():
+        # The user's options are merged into the config already.
+        args.cfg_options = {**(args.cfg_options or {}), **start_cpu_ranks(config)}
+    return config
+
+
+def _run(name: str, tool: ModuleType, config: Config) -> str | None:
+    """Run the tool, and give faults that are not in the code as a message instead of a traceback."""
+    try:
+        tool.main()
+    except CheckpointWriteError as error:
+        return str(error)
+    except (AssertionError, cv2.error) as error:
+        # Raised by mmcv's LoadImageFromFile, here or in a worker process.
+        # A worker's traceback has the line of the source before the message.
+        if names := re.findall(r'failed to load image: (.+)', str(error)):
+            return f'the image {names[-1]} cannot be decoded. Replace it, or take it out of the annotations.'
+        if isinstance(error, cv2.error) and (empty := find_empty_images(config, _LOADERS[name])):
+            return f'{len(empty)} images are empty files, {", ".join(empty[:3])}. Copy them again.'
+        raise
+    return None
 
 
 def main(name: str) -> str | None:
@@ -58,17 +129,42 @@ def main(name: str) -> str | None:
         name: ``'train'`` or ``'test'``.
 
     Returns:
-        A message for the user where a check fails; None after a run.
+        A message for the user where a check or the run fails for a reason that is not in the code; None after a run.
+
+    Raises:
+        SystemExit: With 75 after a stop by SIGUSR1, 130 after Ctrl-C.
     """
     # Said by mmengine at each base config. requirements.txt pins setuptools, which is the remedy.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    message = stopped = None
     try:
         tool = _load_tool(name)
         args = tool.parse_args()
-        _CHECKS[name](args)
+        config = _prepare(name, args)
+        # The tool gets the arguments as they were prepared.
+        tool.parse_args = lambda: args
+        message = _run(name, tool, config)
     except PreflightError as error:
-        return f'{name}: {error}'
-    # `PACKAGE::NAME` is for us; MMDetection's tool names its work dir after a file.
-    sys.argv = [config_path(arg) if arg == args.config else arg for arg in sys.argv]
-    tool.main()
+        message = str(error)
+    except TrainingStopped as error:
+        stopped = str(error)
+    except KeyboardInterrupt as error:
+        last = ' A training goes on from its last checkpoint with --resume.' if name == 'train' else ''
+        print(f'\n{name}: interrupted.{last}', file=sys.stderr)
+        raise SystemExit(_EXIT_INTERRUPTED) from error
+    if message:
+        return f'{name}: {message}'
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == 'gloo':
+        _leave_cpu_ranks()
+    if stopped:
+        print(f'{name}: {stopped}', file=sys.stderr)
+        raise SystemExit(_EXIT_STOPPED)
     return None
+
+
+def _leave_cpu_ranks() -> None:
+    # A rank that leaves closes its connections, which the others may be waiting on.
+    dist.barrier()
+    # The wrapped model holds the group, and with it threads that abort the process where they outlive the interpreter.
+    gc.collect()
+    dist.destroy_process_group()

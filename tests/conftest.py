@@ -11,6 +11,17 @@ from mmgrc.datasets import write_shapes
 
 REPOSITORY = Path(__file__).parent.parent
 SHAPES_CONFIG = 'configs/shapes/mask_rcnn_grc_pvt.py'
+# The shapes config, narrow and in one process: for tests of what runs around the detector.
+NARROW = (
+    'model.backbone.embed_dims=8',
+    'model.backbone.num_layers=[1,1,1,1]',
+    'model.neck.in_channels=[8,16,40,64]',
+    'model.train_cfg.rcnn.sampler.num=16',
+    'model.test_cfg.rcnn.score_thr=0.0',
+    *(f'{loader}_dataloader.num_workers=0' for loader in ('train', 'val', 'test')),
+    *(f'{loader}_dataloader.persistent_workers=False' for loader in ('train', 'val', 'test')),
+    'default_hooks.logger.interval=1',
+)
 
 
 @pytest.fixture(scope='session')

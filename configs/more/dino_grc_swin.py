@@ -1,7 +1,13 @@
 # mmdet's own DINO recipe, with another backbone: 12 epochs of 8 GPUs x 2 images.
 _base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
 
+# As in _base_/default_runtime.py.
 custom_imports = dict(imports=['mmgrc'], allow_failed_imports=False)
+default_hooks = dict(
+    checkpoint=dict(type='AtomicCheckpointHook'),
+    exact_resume=dict(type='ExactResumeHook'),
+    stop_signal=dict(type='StopSignalHook'))
+
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -1,0 +1,205 @@
+"""Resuming that equals an uninterrupted run: random states, seeds, and the place in the epoch."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from mmengine.dataset import worker_init_fn
+from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.utils.data import DataLoader, Sampler
+
+__all__ = ['ExactResumeHook', 'random_state', 'set_random_state']
+
+_KEY = 'exact_resume'
+# Seeds of the workers of two epochs lie further apart than those of two ranks.
+_EPOCH_STRIDE = 100003
+
+
+def random_state() -> dict:
+    """The state of this process's generators: Python's, NumPy's, torch's, and that of its CUDA device where it has one.
+
+    Returns:
+        Tensors and numbers only, so that it can be loaded with torch's ``weights_only`` check on.
+    """
+    version, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached_gauss = np.random.get_state()
+    return {
+        'python': {'version': version, 'words': torch.tensor(words), 'gauss': gauss},
+        'numpy': {
+            'keys': torch.from_numpy(keys.astype(np.int64)),
+            'position': int(position),
+            'has_gauss': int(has_gauss),
+            'cached_gauss': float(cached_gauss),
+        },
+        'torch': torch.get_rng_state(),
+        'cuda': torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: dict) -> None:
+    """Bring this process's generators to what :func:`random_state` gave."""
+    python, numpy = state['python'], state['numpy']
+    random.setstate((python['version'], tuple(python['words'].tolist()), python['gauss']))
+    keys = numpy['keys'].cpu().numpy().astype(np.uint32)
+    np.random.set_state(('MT19937', keys, numpy['position'], numpy['has_gauss'], numpy['cached_gauss']))
+    torch.set_rng_state(state['torch'].cpu())
+    if state['cuda'] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'].cpu())
+
+
+class _RestOfEpoch(Sampler):
+    """A batch sampler that once leaves out what was trained on before an interruption.
+
+    Args:
+        batches: The batch sampler of the loader.
+        done: How many of the epoch's batches to leave out.
+        state: Random state to set just before the first batch is loaded, when the loader has drawn its own numbers.
+    """
+
+    def __init__(self, batches: Sampler, done: int, state: dict) -> None:
+        self.batches = batches
+        self.done = done
+        self.state = state
+
+    def __getattr__(self, name: str) -> object:
+        # MMEngine's hooks look through to the sampler.
+        if name == 'batches':
+            raise AttributeError(name)
+        return getattr(self.batches, name)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        done, state, self.done, self.state = self.done, self.state, 0, None
+        if state is not None:
+            set_random_state(state)
+        yield from itertools.islice(self.batches, done, None)
+
+
+@HOOKS.register_module()
+class ExactResumeHook(Hook):
+    """Save with each checkpoint what a resumed run needs to equal the uninterrupted one, rank by rank.
+
+    MMEngine saves none of it. These are the states of the random generators, the sampler's seed (drawn anew by MMEngine
+    where the config has none) and, for a checkpoint in mid-epoch, how many batches of the epoch are done. For that
+
+    - validation leaves the generators as they were, since a resumed run does not repeat it;
+    - each epoch has worker processes of its own, with seeds of its own, where otherwise their state would be lost.
+
+    After a stop in mid-epoch the workers of the rest of that epoch start with its seeds again: the data order is the
+    uninterrupted run's, augmentations are not. With ``num_workers=0`` they are, too.
+    """
+
+    # Before the checkpoint of the same moment is written.
+    priority = 'LOW'
+
+    def __init__(self) -> None:
+        self._loaded: dict | None = None
+        self._collected: dict | None = None
+        self._before_val: dict | None = None
+
+    def collect(self, runner: Runner, iteration: int) -> None:
+        """Gather every rank's state for a checkpoint that follows; called on all ranks.
+
+        Args:
+            runner: The runner of the training.
+            iteration: Number of iterations done, as the checkpoint's ``meta`` will have it.
+        """
+        self._collected = {
+            'iter': iteration,
+            'batches_done': iteration - runner.epoch * len(runner.train_dataloader),
+            'sampler_seed': getattr(_sampler(runner.train_dataloader), 'seed', None),
+            'ranks': all_gather_object(random_state()),
+        }
+
+    def before_train(self, runner: Runner) -> None:
+        """Go on with the state of the checkpoint that was resumed from, if any."""
+        # load_from without --resume starts afresh.
+        if self._loaded is not None and runner.iter > 0:
+            self._restore(runner, self._loaded)
+        self._loaded = None
+
+    def _restore(self, runner: Runner, saved: dict) -> None:
+        if len(saved['ranks']) != get_world_size():
+            runner.logger.warning(
+                f'The checkpoint is of {len(saved["ranks"])} ranks, this run has {get_world_size()}: its random state '
+                'and data order are not those of the interrupted run, and an epoch starts from its first batch.'
+            )
+            return
+        loader, done, state = runner.train_dataloader, saved['batches_done'], saved['ranks'][get_rank()]
+        sampler = _sampler(loader)
+        if saved['sampler_seed'] is not None and hasattr(sampler, 'seed'):
+            sampler.seed = saved['sampler_seed']
+        if not done or not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            set_random_state(state)
+            return
+        runner.logger.info(f'Going on after batch {done} of {len(loader)} of epoch {runner.epoch + 1}')
+        # A loader refuses a new batch sampler once it is made; nothing has been drawn from this one yet.
+        vars(loader)['batch_sampler'] = _RestOfEpoch(loader.batch_sampler, done, state)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Give the epoch worker processes of its own, with seeds that follow from the epoch."""
+        loader = runner.train_dataloader
+        start = loader.worker_init_fn
+        if loader.num_workers == 0 or not isinstance(start, functools.partial) or start.func is not worker_init_fn:
+            return
+        seed = (runner.seed + runner.epoch * _EPOCH_STRIDE) % 2**31
+        loader.worker_init_fn = functools.partial(worker_init_fn, **{**start.keywords, 'seed': seed})
+        # Persistent workers of the epoch before end with their iterator.
+        loader._iterator = None
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Gather the state for a checkpoint at the end of the epoch."""
+        self.collect(runner, runner.iter)
+        # The epoch that follows starts at its first batch.
+        self._collected['batches_done'] = 0
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
+    ) -> None:
+        """Gather the state where a checkpoint by iterations follows."""
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook) and not hook.by_epoch:
+                due = hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
+                if due or (hook.save_last and self.is_last_train_iter(runner)):
+                    self.collect(runner, runner.iter + 1)
+                    return
+
+    def before_val(self, runner: Runner) -> None:
+        """Keep the random state; it is set again when validation ends."""
+        self._before_val = random_state()
+
+    def after_val(self, runner: Runner) -> None:
+        """Forget what validation drew."""
+        if self._before_val is not None:
+            set_random_state(self._before_val)
+            self._before_val = None
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add the state to the checkpoint, if it was gathered at the same moment."""
+        if self._collected is not None and self._collected['iter'] == checkpoint['meta']['iter']:
+            checkpoint[_KEY] = self._collected
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the state until the loaders and the seed are set."""
+        self._loaded = checkpoint.get(_KEY)
+        if self._loaded is None and runner._resume:
+            runner.logger.log(
+                logging.WARNING,
+                'The checkpoint holds no random state (it was written without ExactResumeHook): the resumed run is '
+                'valid, but does not equal the uninterrupted one to the bit.',
+            )
+
+
+def _sampler(loader: DataLoader) -> Sampler:
+    return getattr(loader.batch_sampler, 'sampler', loader.sampler)

@@ -1,0 +1,98 @@
+"""Ranks: the processes of a distributed run, with a GPU each or without any."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, MutableMapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+__all__ = ['LauncherError', 'check_environment', 'read_slurm_environment', 'start_cpu_ranks']
+
+# Below Linux's ephemeral ports (from 32768), from which other programs get theirs.
+_FIRST_PORT, _PORTS = 20000, 12000
+_NEEDED = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_NODELIST', 'SLURM_JOB_ID'),
+}
+_REMEDIES = {
+    'pytorch': 'tools/dist_train.sh CONFIG GPUS',
+    'slurm': 'tools/slurm_train.sh PARTITION JOB_NAME CONFIG ...',
+}
+
+
+class LauncherError(RuntimeError):
+    """This process was not started by the launcher that it was told of, or has no GPU of its own."""
+
+
+def check_environment(launcher: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Check that the launcher has told this process which rank it is.
+
+    Args:
+        launcher: ``'pytorch'`` or ``'slurm'``.
+        environ: The environment variables.
+
+    Raises:
+        LauncherError: A variable is missing, or there are fewer GPUs than ranks on this machine.
+    """
+    missing = [name for name in _NEEDED[launcher] if name not in environ]
+    if missing:
+        raise LauncherError(
+            f'--launcher {launcher}: {", ".join(missing)} not set: this process was not started by it. Type: '
+            f'{_REMEDIES[launcher]} (or leave --launcher out for one process)'
+        )
+    local_rank = int(environ[_NEEDED[launcher][2]])
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus and local_rank >= gpus:
+        raise LauncherError(
+            f'there is no GPU for local rank {local_rank}: this process sees {gpus}. Start at most {gpus} on a '
+            "machine, or set CUDA_VISIBLE_DEVICES='' to run all of them on CPUs"
+        )
+
+
+def read_slurm_environment(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Set torch's variables for ranks from Slurm's.
+
+    ``MASTER_ADDR`` and ``MASTER_PORT`` are kept where they are set. The port follows from the ids of job and step, so
+    that two of them on a host do not meet. On one node the address is the loopback's, for a node's name need not
+    resolve.
+    """
+    environ['RANK'] = environ['SLURM_PROCID']
+    environ['WORLD_SIZE'] = environ['SLURM_NTASKS']
+    environ['LOCAL_RANK'] = environ['SLURM_LOCALID']
+    step = int(environ.get('SLURM_STEP_ID', 0))
+    environ.setdefault('MASTER_PORT', str(_FIRST_PORT + (int(environ['SLURM_JOB_ID']) + 101 * step) % _PORTS))
+    if 'MASTER_ADDR' not in environ:
+        nodes = environ.get('SLURM_STEP_NODELIST', environ['SLURM_NODELIST'])
+        names = subprocess.run(
+            ['scontrol', 'show', 'hostnames', nodes], check=True, capture_output=True, text=True
+        ).stdout.split()
+        environ['MASTER_ADDR'] = '127.0.0.1' if len(names) == 1 else names[0]
+
+
+def start_cpu_ranks(config: Mapping) -> dict:
+    """Make a gloo process group for ranks without a GPU, from torch's environment variables.
+
+    MMEngine's own start asks for CUDA whatever the backend, but it is skipped where a process group is there already.
+
+    Args:
+        config: The whole config; of ``env_cfg.dist_cfg`` only ``timeout`` (in seconds) is used.
+
+    Returns:
+        What to merge into the config: a model wrapper without device ids.
+    """
+    options = (config.get('env_cfg') or {}).get('dist_cfg') or {}
+    timeout = {'timeout': timedelta(seconds=options['timeout'])} if options.get('timeout') else {}
+    dist.init_process_group('gloo', **timeout)
+    wrapper = {
+        'type': 'MMDistributedDataParallel',
+        'broadcast_buffers': False,
+        'find_unused_parameters': config.get('find_unused_parameters', False),
+        **(config.get('model_wrapper_cfg') or {}),
+        # The key must be there: MMEngine fills in the local rank where it is not.
+        'device_ids': None,
+    }
+    return {f'model_wrapper_cfg.{name}': value for name, value in wrapper.items()}

@@ -1,0 +1,87 @@
+"""A stop on request: a signal, a checkpoint, an orderly end."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import torch
+from mmengine.device import get_device
+from mmengine.dist import all_reduce, barrier
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from .atomic_checkpoint_hook import AtomicCheckpointHook
+from .exact_resume_hook import ExactResumeHook
+
+__all__ = ['CHECKPOINT_NAME', 'StopSignalHook', 'TrainingStopped']
+
+CHECKPOINT_NAME = 'stopped.pth'
+
+
+class TrainingStopped(Exception):  # noqa: N818
+    """Training ended on request, before its last epoch, with a checkpoint."""
+
+
+@HOOKS.register_module()
+class StopSignalHook(Hook):
+    """On a signal, save a checkpoint after the current iteration and end the run; ``--resume`` goes on from there.
+
+    Batch systems send the signal before they end a job, see ``tools/sbatch_train.sh``. It may reach one rank or all:
+    ranks agree at each iteration, by one number.
+
+    Args:
+        name: Name of the signal.
+
+    Raises:
+        ValueError: There is no such signal.
+    """
+
+    # After all that an iteration changes.
+    priority = 'LOWEST'
+
+    def __init__(self, name: str = 'SIGUSR1') -> None:
+        if name not in signal.Signals.__members__:
+            raise ValueError(f'StopSignalHook: name={name!r} is no signal; SIGUSR1 is one')
+        self.signal = signal.Signals[name]
+        self._asked = False
+        self._previous: object = None
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def before_train(self, runner: Runner) -> None:
+        """Listen from here on."""
+        self._previous = signal.signal(self.signal, self._ask)
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave the signal to whom it belonged."""
+        signal.signal(self.signal, self._previous or signal.SIG_DFL)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
+    ) -> None:
+        """Stop, on all ranks alike, where any of them was asked to.
+
+        Raises:
+            TrainingStopped: The checkpoint is written.
+        """
+        asked = torch.tensor(float(self._asked), device=get_device())
+        all_reduce(asked, 'max')
+        if not asked:
+            return
+        for hook in runner.hooks:
+            if isinstance(hook, ExactResumeHook):
+                hook.collect(runner, runner.iter + 1)
+        hook = next((hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)), None)
+        if hook is None:
+            raise TrainingStopped(
+                f'{self.signal.name}: stopped without a checkpoint, for there is no AtomicCheckpointHook'
+            )
+        path = hook.save_now(runner, CHECKPOINT_NAME)
+        # A launcher may end the other ranks when the first is gone.
+        barrier()
+        raise TrainingStopped(
+            f'{self.signal.name}: stopped after iteration {runner.iter + 1}; saved to {path}. Go on with --resume'
+        )

@@ -1,0 +1,125 @@
+"""Faults around a run, and what the user sees: a full disk, broken images, Ctrl-C."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmgrc.engine.atomic_checkpoint_hook import CheckpointWriteError, write_atomically
+from tests.conftest import NARROW, SHAPES_CONFIG
+from tests.processes import Tool
+
+
+def train(work_dir, shapes, *options, resume=False, log='train.log', before=None):
+    return Tool(
+        'train',
+        *(SHAPES_CONFIG, '--work-dir', work_dir, *(['--resume'] if resume else [])),
+        *('--cfg-options', *NARROW, 'train_cfg.val_interval=100', *options),
+        log=Path(shapes).parent / f'{Path(work_dir).name}-{log}',
+        env={'SHAPES_ROOT': str(shapes), 'CUDA_VISIBLE_DEVICES': ''},
+        before=before,
+    )
+
+
+@pytest.fixture
+def copy(shapes, tmp_path):
+    """A copy of the data set, to break."""
+    return Path(shutil.copytree(shapes, tmp_path / 'data' / 'shapes'))
+
+
+def test_full_disk_leaves_the_checkpoint_before(copy, tmp_path):
+    work_dir = tmp_path / 'run'
+    options = ['train_dataloader.dataset.indices=2', 'default_hooks.checkpoint.max_keep_ckpts=1']
+    run = train(work_dir, copy, *options, 'train_cfg.max_epochs=1')
+    assert run.end() == 0, run.output[-3000:]
+    first = work_dir / 'epoch_1.pth'
+    content = first.read_bytes()
+
+    def limit():
+        # A write beyond it fails as one to a full disk does, here in the midst of the file.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, resource.RLIM_INFINITY))
+
+    run = train(work_dir, copy, *options, 'train_cfg.max_epochs=2', resume=True, log='full.log', before=limit)
+    assert run.end() == 1
+    assert f'train: {work_dir / "epoch_2.pth"} cannot be written' in run.output
+    assert 'Make room there, and go on with --resume.' in run.output
+    assert 'Traceback' not in run.output
+    assert first.read_bytes() == content
+    assert sorted(path.name for path in work_dir.glob('*.p*')) == ['epoch_1.pth', SHAPES_CONFIG.split('/')[-1]]
+    assert not list(work_dir.glob('.*'))
+
+    run = train(work_dir, copy, *options, 'train_cfg.max_epochs=2', resume=True, log='again.log')
+    assert run.end() == 0, run.output[-3000:]
+    assert 'resumed epoch: 1, iter: 1' in run.output
+    # One is kept, and the outdated ones went after it was there.
+    assert [path.name for path in work_dir.glob('epoch_*')] == ['epoch_2.pth']
+    assert torch.load(work_dir / 'epoch_2.pth')['meta']['epoch'] == 2
+
+
+def test_file_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / 'file'
+    write_atomically(path, b'first')
+    monkeypatch.setattr(os, 'fsync', lambda descriptor: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    with pytest.raises(OSError, match='No space'):
+        write_atomically(path, b'second')
+    assert path.read_bytes() == b'first'
+    assert list(tmp_path.iterdir()) == [path]
+    assert issubclass(CheckpointWriteError, OSError)
+
+
+def test_broken_images_are_named(copy, tmp_path):
+    images = sorted((copy / 'train').iterdir())
+    images[0].write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(100))
+    options = ['train_dataloader.dataset.indices=2']
+    run = train(tmp_path / 'run', copy, *options, 'train_dataloader.num_workers=1')
+    assert run.end() == 1
+    assert f'train: the image {images[0]} cannot be decoded. Replace it, or take it out' in run.output
+
+    images[0].write_bytes(b'')
+    run = train(tmp_path / 'run', copy, *options)
+    assert run.end() == 1
+    assert f'train: 1 images are empty files, {images[0]}. Copy them again.' in run.output
+
+
+def test_ctrl_c_is_no_traceback(copy, tmp_path):
+    run = train(tmp_path / 'run', copy)
+    run.wait_for('Epoch(train) [1][2/8]')
+    run.send(signal.SIGINT)
+    assert run.end() == 130
+    assert 'train: interrupted. A training goes on from its last checkpoint with --resume.' in run.output
+    assert 'Traceback' not in run.output
+
+
+def edit(root, change, split='train'):
+    file = root / 'annotations' / f'instances_{split}.json'
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def break_annotations(content):
+    one, two, three, four = content['annotations'][:4]
+    one['bbox'] = [10, 10, 0, 12]
+    two['bbox'] = [30, 30, -5, 12]
+    three['segmentation'] = [[1, 1, 5, 5]]
+    four['bbox'] = [500, 10, 5, 5]
+
+
+def test_annotations_that_are_left_out_are_counted(copy, tmp_path):
+    """The run goes on without them, and says so before its first step."""
+    edit(copy, break_annotations)
+    run = train(tmp_path / 'run', copy)
+    run.wait_for('Epoch(train) [1][1/8]')
+    run.send(signal.SIGKILL)
+    run.end()
+    warning = (
+        'some annotations are left out: 1 with an empty box (less than a pixel) (annotation 1); 1 with an inverted box '
+        '(annotation 2); 1 with no polygon of 3 or more points (annotation 3); 1 with a box outside of its image '
+        '(annotation 4)'
+    )
+    assert run.output.index(warning) < run.output.index('Epoch(train) [1][1/8]')

@@ -1,0 +1,195 @@
+"""A training that was killed, stopped or damaged goes on as the uninterrupted one, bit for bit."""
+
+import json
+import random
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from mmgrc.checkpoint import last_good_checkpoint, read_checkpoint
+from mmgrc.engine.exact_resume_hook import random_state, set_random_state
+from mmgrc.engine.stop_signal_hook import StopSignalHook
+from tests.conftest import NARROW, SHAPES_CONFIG
+from tests.processes import Tool
+
+EPOCHS, STEPS = 3, 4  # 8 images, 2 at a time
+OPTIONS = [
+    *NARROW,
+    # Draws random numbers in the model, as RandomFlip does in the data.
+    'model.backbone.drop_path_rate=0.2',
+    'train_dataloader.dataset.indices=8',
+    'val_dataloader.dataset.indices=1',
+    'train_cfg.val_interval=1',
+]
+SEED = 'randomness.seed=5'
+
+
+def train(work_dir, shapes, *options, resume=False, log='train.log', env=None, epochs=EPOCHS):
+    return Tool(
+        'train',
+        *(SHAPES_CONFIG, '--work-dir', work_dir, *(['--resume'] if resume else [])),
+        *('--cfg-options', *OPTIONS, f'train_cfg.max_epochs={epochs}', *options),
+        log=work_dir.parent / f'{work_dir.name}-{log}',
+        env={'SHAPES_ROOT': str(shapes), 'CUDA_VISIBLE_DEVICES': '', **(env or {})},
+    )
+
+
+def losses(work_dir):
+    """Losses by step, of all runs in a work dir; where a step was done twice, the later run's."""
+    lines = [line for file in sorted(work_dir.glob('*/vis_data/scalars.json')) for line in file.open()]
+    records = [json.loads(line) for line in lines]
+    return {r['step']: {k: v for k, v in r.items() if 'loss' in k or k == 'lr'} for r in records if 'loss' in r}
+
+
+def assert_same_end(work_dir, expected, name=f'epoch_{EPOCHS}.pth', first_step=1):
+    """Weights, caches, optimizer and the losses from ``first_step`` on are equal to the bit."""
+    found, wanted = (torch.load(folder / name) for folder in (work_dir, expected))
+    assert found['state_dict'].keys() == wanted['state_dict'].keys()
+    assert any(key.endswith('grc.cache') and value.any() for key, value in found['state_dict'].items())
+    for key, value in wanted['state_dict'].items():
+        assert torch.equal(found['state_dict'][key], value), key
+    for key, state in wanted['optimizer']['state'].items():
+        assert all(torch.equal(found['optimizer']['state'][key][name], value) for name, value in state.items())
+    left, right = losses(work_dir), losses(expected)
+    assert right
+    for step in range(first_step, max(right) + 1):
+        assert left[step] == right[step], step
+
+
+@pytest.fixture(scope='module')
+def unbroken(shapes, tmp_path_factory):
+    """The work dir of an uninterrupted run."""
+    work_dir = tmp_path_factory.mktemp('unbroken') / 'run'
+    run = train(work_dir, shapes, SEED)
+    assert run.end() == 0, run.output[-3000:]
+    return work_dir
+
+
+def start_again(unbroken, work_dir, *epochs):
+    """A work dir as it was after some epochs of the uninterrupted run."""
+    work_dir.mkdir()
+    for epoch in epochs:
+        shutil.copy2(unbroken / f'epoch_{epoch}.pth', work_dir)
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / f'epoch_{epochs[-1]}.pth'))
+    return work_dir
+
+
+def test_killed_run_ends_as_the_unbroken_one(unbroken, shapes, tmp_path):
+    work_dir = tmp_path / 'run'
+    # Anywhere in the second and third epoch; the one that fails is in the output.
+    step = random.SystemRandom().randrange(STEPS, EPOCHS * STEPS - 1)
+    print('killed at step', step)
+    run = train(work_dir, shapes, SEED)
+    run.wait_for(f'Epoch(train) [{step // STEPS + 1}][{step % STEPS + 1}/{STEPS}]')
+    run.send(signal.SIGKILL)
+    assert run.end() == -signal.SIGKILL
+    assert not (work_dir / f'epoch_{EPOCHS}.pth').exists()
+
+    run = train(work_dir, shapes, SEED, resume=True, log='again.log')
+    assert run.end() == 0, run.output[-3000:]
+    assert 'resumed epoch: ' in run.output
+    assert_same_end(work_dir, unbroken)
+
+
+def test_damaged_checkpoint_is_skipped_for_the_last_good_one(unbroken, shapes, tmp_path):
+    work_dir = start_again(unbroken, tmp_path / 'run', 1, 2)
+    cut = work_dir / 'epoch_2.pth'
+    content = cut.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    run = train(work_dir, shapes, SEED, resume=True)
+    assert run.end() == 0, run.output[-3000:]
+    assert f'--resume: skipped a checkpoint: {cut} cannot be read' in run.output
+    assert f'--resume: going on from {work_dir / "epoch_1.pth"}' in run.output
+    assert f'resumed epoch: 1, iter: {STEPS}' in run.output
+    assert_same_end(work_dir, unbroken, first_step=STEPS + 1)
+
+
+def test_stop_by_signal_in_mid_epoch(unbroken, shapes, tmp_path):
+    work_dir = start_again(unbroken, tmp_path / 'run', 1)
+    run = train(work_dir, shapes, SEED, resume=True)
+    run.wait_for(f'Epoch(train) [2][1/{STEPS}]')
+    run.send(signal.SIGUSR1)
+    assert run.end() == 75
+    assert 'train: SIGUSR1: stopped after iteration' in run.output
+    assert 'Traceback' not in run.output
+    stopped = torch.load(work_dir / 'stopped.pth')
+    assert stopped['meta']['epoch'] == 1
+    assert stopped['meta']['iter'] % STEPS
+
+    run = train(work_dir, shapes, SEED, resume=True, log='again.log')
+    assert run.end() == 0, run.output[-3000:]
+    done = stopped['meta']['iter'] - STEPS
+    assert f'Going on after batch {done} of {STEPS} of epoch 2' in run.output
+    assert_same_end(work_dir, unbroken, first_step=STEPS + 1)
+
+
+def test_worker_processes_and_a_seed_that_was_drawn(shapes, tmp_path):
+    """The default loader, with persistent workers, in a run whose seed no config has."""
+    options = ['randomness.seed=None', 'train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True']
+    whole, work_dir = tmp_path / 'whole', tmp_path / 'run'
+    run = train(whole, shapes, *options, epochs=2)
+    assert run.end() == 0, run.output[-3000:]
+    start_again(whole, work_dir, 1)
+    run = train(work_dir, shapes, *options, epochs=2, resume=True)
+    assert run.end() == 0, run.output[-3000:]
+    assert_same_end(work_dir, whole, 'epoch_2.pth', first_step=STEPS + 1)
+
+
+def test_random_state_survives_a_checkpoint_file(tmp_path):
+    random.seed(3)
+    np.random.seed(4)
+    torch.manual_seed(5)
+    # Both keep the second of two normal numbers for the next call.
+    random.gauss(0, 1)
+    np.random.normal()
+    torch.save({'state': random_state()}, tmp_path / 'state.pth')
+
+    def draw():
+        return random.gauss(0, 1), random.random(), np.random.normal(), np.random.rand(), torch.rand(3).tolist()
+
+    expected = draw()
+    draw()
+    set_random_state(read_checkpoint(tmp_path / 'state.pth')['state'])
+    assert draw() == expected
+
+
+def write_checkpoint(path, epoch):
+    torch.save({'meta': {'epoch': epoch}, 'state_dict': {'w': torch.randn(1000)}}, path)
+
+
+def test_last_good_checkpoint(tmp_path):
+    assert last_good_checkpoint(tmp_path) == (None, [])
+    for epoch in (9, 10):
+        write_checkpoint(tmp_path / f'epoch_{epoch}.pth', epoch)
+    write_checkpoint(tmp_path / 'best_coco_bbox_mAP_epoch_9.pth', 9)
+    # Killed before the file was written, or a work dir that was moved: the newest.
+    assert last_good_checkpoint(tmp_path) == (tmp_path / 'epoch_10.pth', [])
+    (tmp_path / 'last_checkpoint').write_text('/nothing/epoch_10.pth')
+    assert last_good_checkpoint(tmp_path) == (tmp_path / 'epoch_10.pth', [])
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_9.pth'))
+    assert last_good_checkpoint(tmp_path) == (tmp_path / 'epoch_9.pth', [])
+
+    # One bit that fell over in a tensor, which torch.load does not see.
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_10.pth'))
+    content = bytearray((tmp_path / 'epoch_10.pth').read_bytes())
+    weights = torch.load(tmp_path / 'epoch_10.pth')['state_dict']['w']
+    content[content.index(weights.numpy().tobytes()) + 10] ^= 1
+    (tmp_path / 'epoch_10.pth').write_bytes(content)
+    assert not torch.equal(torch.load(tmp_path / 'epoch_10.pth')['state_dict']['w'], weights)
+    path, skipped = last_good_checkpoint(tmp_path)
+    assert path == tmp_path / 'epoch_9.pth'
+    assert len(skipped) == 1
+    assert 'epoch_10.pth cannot be read: the checksum of' in skipped[0]
+
+    (tmp_path / 'epoch_9.pth').write_bytes(b'')
+    assert last_good_checkpoint(tmp_path)[0] is None
+
+
+def test_unknown_signal_is_named():
+    with pytest.raises(ValueError, match="name='USR1' is no signal"):
+        StopSignalHook(name='USR1')
+    assert issubclass(StopSignalHook, Hook)

@@ -1,0 +1,86 @@
+# Sourced by the launchers beside it: what they share.
+# shellcheck shell=bash
+# shellcheck disable=SC2034  # DRY_RUN, TOOLS and ARGS are read by those that source this file.
+
+TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+PYTHON=${PYTHON:-python}
+
+# parse MINIMUM "$@": the arguments without --dry-run into ARGS; the script's header as a usage message where too few.
+parse() {
+    local minimum=$1 arg
+    shift
+    DRY_RUN=false ARGS=()
+    for arg in "$@"; do
+        case $arg in
+            --dry-run) DRY_RUN=true ;;
+            -h | --help) usage ;;
+            *) ARGS+=("$arg") ;;
+        esac
+    done
+    if ((${#ARGS[@]} < minimum)); then
+        usage "$(basename "$0"): $minimum arguments are needed, ${#ARGS[@]} were given" >&2
+    fi
+}
+
+# usage [MESSAGE]: print it and the header of the script that runs, and exit; with 2 where there is a message.
+usage() {
+    local message=${1:-}
+    [[ -z $message ]] || printf '%s\n\n' "$message"
+    awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
+    exit $((${#message} ? 2 : 0))
+}
+
+# whole NAME VALUE LEAST: end with a message where VALUE is no whole number from LEAST up.
+whole() {
+    if [[ ! $2 =~ ^[0-9]+$ ]] || (($2 < $3)); then
+        usage "$1=$2: give a whole number from $3 up" >&2
+    fi
+}
+
+# start COMMAND...: run it in the place of this shell, or print it.
+start() {
+    if $DRY_RUN; then
+        printf '%q ' "$@"
+        echo
+    else
+        exec "$@"
+    fi
+}
+
+# start_torchrun GPUS TOOL ARGUMENT...
+start_torchrun() {
+    local gpus=$1 tool=$2 rendezvous
+    shift 2
+    whole GPUS "$gpus" 1
+    if [[ -z ${PORT:-} && ${NNODES:-1} == 1 ]]; then
+        # A free port, so that two runs on a machine do not meet.
+        rendezvous=(--rdzv-backend=c10d --rdzv-endpoint=localhost:0 --local-addr=127.0.0.1)
+    else
+        rendezvous=(--node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
+    fi
+    start "$PYTHON" -m torch.distributed.run --nnodes="${NNODES:-1}" --nproc_per_node="$gpus" "${rendezvous[@]}" \
+        "$TOOLS/$tool.py" "$@" --launcher pytorch
+}
+
+# slurm_resources: RESOURCES for srun and sbatch from GPUS, GPUS_PER_NODE and CPUS_PER_TASK.
+slurm_resources() {
+    local gpus=${GPUS:-8} per_node
+    whole GPUS "$gpus" 1
+    per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
+    whole GPUS_PER_NODE "$per_node" 0
+    whole CPUS_PER_TASK "${CPUS_PER_TASK:-5}" 1
+    RESOURCES=(--ntasks="$gpus" --cpus-per-task="${CPUS_PER_TASK:-5}")
+    if ((per_node > 0)); then
+        RESOURCES+=(--gres="gpu:$per_node" --ntasks-per-node="$per_node")
+    fi
+}
+
+# start_srun PARTITION JOB_NAME TOOL ARGUMENT...
+start_srun() {
+    local partition=$1 name=$2 tool=$3 extra
+    shift 3
+    slurm_resources
+    read -ra extra <<< "${SRUN_ARGS:-}"
+    start srun --partition="$partition" --job-name="$name" "${RESOURCES[@]}" --kill-on-bad-exit=1 "${extra[@]}" \
+        "$PYTHON" -u "$TOOLS/$tool.py" "$@" --launcher slurm
+}

@@ -1,6 +1,6 @@
 """GRC-attention ("Cached Transformers", arXiv 2312.12742) for MMDetection.
 
-Importing the package checks the installed stack, registers the backbones with MMEngine, lets torch load MMEngine's
+Importing the package checks the installed stack, registers backbones and hooks with MMEngine, lets torch load MMEngine's
 checkpoints safely, and makes ``mmgrc::`` a prefix of base configs.
 """
 
@@ -10,7 +10,7 @@ check_stack()
 
 __all__ = ['__version__']
 
-from . import models  # noqa: E402, F401
+from . import engine, models  # noqa: E402, F401
 from .checkpoint import allow_mmengine_checkpoints  # noqa: E402
 from .config import register_config_prefix  # noqa: E402
 from .version import __version__  # noqa: E402

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import warnings
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
@@ -60,8 +59,6 @@ def main(name: str) -> str | None:
     Returns:
         A message for the user where a check fails; None after a run.
     """
-    # Said by mmengine at each base config. requirements.txt pins setuptools, which is the remedy.
-    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     try:
         tool = _load_tool(name)
         args = tool.parse_args()

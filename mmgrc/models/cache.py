@@ -22,10 +22,13 @@ class CachedBackbone(nn.Module):
     """
 
     grc: GRCConfig
+    skipped_commits: int
+    """Training steps since the start of the process that were not stored, for a value that is not finite."""
 
     def init_caches(self, grc: GRCConfig) -> None:
         """Take the options and make loading loud; called once, when all branches are in place."""
         self.grc = grc
+        self.skipped_commits = 0
         self._nonfinite_logged = False
         if grc.stages:
             self.register_load_state_dict_post_hook(_warn_of_missing_branches)
@@ -63,6 +66,7 @@ class CachedBackbone(nn.Module):
             flat /= dist.get_world_size()
         new = flat.split([proposal.numel() for proposal in proposals.values()])
         if not torch.isfinite(flat).all():
+            self.skipped_commits += 1
             self._log_nonfinite(proposals, new)
             return
         for branch, values in zip(proposals, new, strict=True):

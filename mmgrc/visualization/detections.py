@@ -1,9 +1,10 @@
-"""Ground truth beside predictions."""
+"""Detections drawn on images, alone and beside the truth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,10 +13,24 @@ from matplotlib.patches import Rectangle
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-__all__ = ['draw_predictions']
+__all__ = ['Drawn', 'draw_detections', 'draw_predictions']
 
 _PANEL = 3.2
 """Width of one image, in inches."""
+_LONGEST = 8
+"""Longer side of an image that is drawn alone, in inches."""
+
+
+class Drawn(NamedTuple):
+    """An object as it is drawn."""
+
+    label: int
+    box: Sequence[float]
+    """x, y, width and height, in pixels."""
+    mask: np.ndarray | None
+    """(H, W), true on the object."""
+    score: float | None
+    """In [0, 1]; None for the truth."""
 
 
 def draw_predictions(
@@ -59,7 +74,7 @@ def draw_predictions(
             image,
             'truth',
             [
-                (labels[a['category_id']], a['bbox'], truth.annToMask(a), None)
+                Drawn(labels[a['category_id']], a['bbox'], truth.annToMask(a), None)
                 for a in annotations
                 if a['category_id'] in labels
             ],
@@ -74,7 +89,7 @@ def draw_predictions(
             image,
             'prediction',
             [
-                (
+                Drawn(
                     int(found['labels'][i]),
                     [*boxes[i, :2], *(boxes[i, 2:] - boxes[i, :2])],
                     None if masks is None else coco_mask.decode(masks[i]),
@@ -91,15 +106,42 @@ def draw_predictions(
     plt.close(figure)
 
 
+def draw_detections(
+    image: np.ndarray,
+    objects: Sequence[Drawn],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    out: str | Path,
+) -> None:
+    """Draw objects on an image of their own. Small images are enlarged, so that labels have room.
+
+    Args:
+        image: (H, W, 3), RGB, uint8.
+        objects: What to draw.
+        classes: Names of the labels.
+        palette: Colours of the labels, RGB from 0 to 255.
+        out: Picture to write.
+    """
+    height, width = image.shape[:2]
+    scale = _LONGEST / max(height, width)
+    figure = plt.figure(figsize=(width * scale, height * scale))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    _draw(axis, image, '', objects, classes, palette)
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    figure.savefig(out, dpi=max(100, round(1 / scale)))
+    plt.close(figure)
+
+
 def _draw(
     axis: Axes,
     image: np.ndarray,
     title: str,
-    objects: list[tuple[int, Sequence[float], np.ndarray | None, float | None]],
+    objects: Sequence[Drawn],
     classes: Sequence[str],
     palette: Sequence[Sequence[int]],
 ) -> None:
-    """Draw objects (label, box as x, y, width and height, mask, score) on an image (H, W, 3)."""
+    """Draw objects on an image (H, W, 3), RGB, or (H, W)."""
     axis.imshow(image if image.ndim == 3 else image[..., None].repeat(3, axis=2))
     axis.set_title(title, fontsize=9)
     for label, (x, y, w, h), mask, score in objects:

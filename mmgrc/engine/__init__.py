@@ -1,0 +1,3 @@
+"""What runs beside training: hooks."""
+
+from .monitor import GRCMonitorHook as GRCMonitorHook

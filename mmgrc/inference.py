@@ -48,8 +48,7 @@ def load_detector(config: Config, checkpoint: str, device: str | None = None) ->
     with warnings.catch_warnings():
         # The classes of the config stand in for those that a converted checkpoint lacks.
         warnings.filterwarnings('ignore', message='dataset_meta or class names are not saved')
-        model = init_detector(config, checkpoint, device=device)
-    return model
+        return init_detector(config, checkpoint, device=device)
 
 
 def find_images(source: str) -> list[Path]:

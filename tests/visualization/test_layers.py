@@ -23,5 +23,5 @@ def test_blocks_are_counted_from_zero(case):
 
 
 def test_other_names():
-    with pytest.raises(ValueError, match='neck.lam'):
+    with pytest.raises(ValueError, match=r'neck\.lam'):
         number_layers(['neck.lam'])

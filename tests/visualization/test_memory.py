@@ -21,7 +21,7 @@ def test_contributions_add_up(model, shapes):
     kept = {}
 
     def keep(branch, args, output):
-        x, o_self, hw_shape, cache, resampling = args
+        x, o_self, hw_shape, cache, _ = args
         conv = branch.pos_conv(x.unflatten(1, hw_shape).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
         share = 1 - branch.lam.sigmoid().repeat_interleave(branch.embed_dims // branch.num_heads)
         kept[branch] = (hw_shape, share * o_self, output[0] - conv - share * o_self, cache)

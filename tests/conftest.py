@@ -37,7 +37,7 @@ def shapes(tmp_path_factory):
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def run_tool(shapes):
     """Run a tool in the repository as a user does, on the small data set, with no network and no GPU."""
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Polygon, Rectangle
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
@@ -133,6 +134,16 @@ def draw_detections(
     plt.close(figure)
 
 
+def _tint(image: np.ndarray, objects: Sequence[Drawn], colours: Sequence[np.ndarray]) -> np.ndarray:
+    """The image (H, W, 3), in [0, 1], with the masks laid over it."""
+    tinted = (image if image.ndim == 3 else image[..., None].repeat(3, axis=2)) / 255
+    for drawn, colour in zip(objects, colours, strict=True):
+        if drawn.mask is not None:
+            inside = np.asarray(drawn.mask, bool)
+            tinted[inside] = 0.65 * tinted[inside] + 0.35 * colour
+    return tinted
+
+
 def _draw(
     axis: Axes,
     image: np.ndarray,
@@ -142,13 +153,14 @@ def _draw(
     palette: Sequence[Sequence[int]],
 ) -> None:
     """Draw objects on an image (H, W, 3), RGB, or (H, W)."""
-    axis.imshow(image if image.ndim == 3 else image[..., None].repeat(3, axis=2))
+    colours = [np.asarray(palette[drawn.label]) / 255 for drawn in objects]
+    axis.imshow(_tint(image, objects, colours))
     axis.set_title(title, fontsize=9)
-    for label, (x, y, w, h), mask, score in objects:
-        colour = np.asarray(palette[label]) / 255
+    for (label, (x, y, w, h), mask, score), colour in zip(objects, colours, strict=True):
         if mask is not None:
-            axis.imshow(np.dstack([np.broadcast_to(colour, (*mask.shape, 3)), 0.35 * mask]))
-            axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.4)
+            outlines, _ = cv2.findContours(np.asarray(mask, np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+            for outline in outlines:
+                axis.add_patch(Polygon(outline[:, 0], fill=False, edgecolor=colour, linewidth=1.4))
         axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor='white', linewidth=2.2))
         axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=colour, linewidth=1.2))
         text = classes[label] if score is None else f'{classes[label]} {score:.2f}'

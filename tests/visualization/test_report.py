@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.fileio import load
 from pycocotools.coco import COCO
@@ -112,9 +113,9 @@ def test_ap_of_classes_is_the_coco_apis(report, shapes):
         kept = [a for a in annotations if a['category_id'] != 2 or a['id'] % 2]
         boxes = np.array([[*a['bbox'][:2], *np.add(a['bbox'][:2], a['bbox'][2:])] for a in kept], np.float32)
         prediction['pred_instances'] = {
-            'bboxes': boxes.reshape(-1, 4) + 1,
-            'labels': np.array([a['category_id'] - 1 for a in kept]),
-            'scores': np.linspace(0.9, 0.5, len(kept)),
+            'bboxes': torch.tensor(boxes.reshape(-1, 4) + 1),
+            'labels': torch.tensor([a['category_id'] - 1 for a in kept]),
+            'scores': torch.linspace(0.9, 0.5, len(kept)),
             'masks': [a['segmentation'] for a in kept],
         }
         results += [

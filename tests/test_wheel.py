@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+from mmgrc.model_index import read_models
 from tests.conftest import REPOSITORY
 
 
@@ -25,7 +26,7 @@ def test_wheel_works_on_its_own(tmp_path, trained, shapes):
     source = tmp_path / 'source'  # setuptools leaves a build/ behind
     for name in ('mmgrc', 'configs', 'tools'):
         shutil.copytree(REPOSITORY / name, source / name, symlinks=True)
-    for name in ('pyproject.toml', 'README.md', 'LICENSE'):
+    for name in ('pyproject.toml', 'README.md', 'LICENSE', 'model-index.yml'):
         shutil.copy(REPOSITORY / name, source)
     subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=200)
     (wheel,) = tmp_path.glob('mmgrc-*.whl')
@@ -56,4 +57,6 @@ def test_wheel_works_on_its_own(tmp_path, trained, shapes):
     arguments = (trained / 'mask_rcnn_grc_pvt.py', trained / 'epoch_2.pth', '--out-dir', tmp_path / 'out')
     assert '1 images are done' in run(infer, shapes / 'val' / '000001.png', *arguments)
     assert (target / 'mmgrc' / 'py.typed').is_file()
+    # Where mim looks for models.
+    assert len(read_models(target / 'mmgrc' / '.mim')) == 48
     assert (target / 'mmgrc' / '.mim' / 'tools' / 'train.py').is_file()

@@ -22,7 +22,7 @@ FAST = [
     'test_dataloader.num_workers=0',
     'test_dataloader.persistent_workers=False',
     'default_hooks.logger.interval=1',
-    'custom_hooks.0.interval=4',
+    'default_hooks.grc_monitor.interval=4',
     'randomness.seed=1',
     # So little training finds nothing above a threshold.
     'model.test_cfg.rcnn.score_thr=0.0',

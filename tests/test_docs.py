@@ -50,6 +50,7 @@ def test_builds_without_a_warning(tmp_path):
     api = (tmp_path / 'site' / 'api' / 'index.html').read_text()
     for name in ('GRCPyramidVisionTransformer', 'GRCMonitorHook', 'cache_ratio', 'convert_checkpoint', 'view_memory'):
         assert name in api
+    assert not re.search(r':(class|meth|func|mod|data):|&lt;https', api), 'a role of Sphinx is left'
     # A page that is read fetches nothing.
     for page in (tmp_path / 'site').rglob('*.html'):
         assert not re.search(r'<(script|img|link)[^>]*(src|href)="https?://', page.read_text()), page

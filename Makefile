@@ -9,7 +9,7 @@ SHAPES := data/shapes
 DEMO := work_dirs/demo
 CHECKPOINT := $(DEMO)/epoch_5.pth
 
-.PHONY: help env demo test test-slurm lint format clean-demo
+.PHONY: help env demo test test-slurm lint format tables docs clean-demo
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -43,6 +43,12 @@ lint: env ## Check style with ruff
 format: env ## Format with ruff
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+tables: env ## Count parameters into the metafiles, write the tables of models into README and docs
+	$(PY) tools/make_tables.py
+
+docs: env ## Build the documentation into build/docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
 
 clean-demo: ## Remove the demo's data and results
 	rm -rf $(SHAPES) $(DEMO)

@@ -6,7 +6,8 @@ custom_imports = dict(imports=['mmgrc'], allow_failed_imports=False)
 default_hooks = dict(
     checkpoint=dict(type='AtomicCheckpointHook'),
     exact_resume=dict(type='ExactResumeHook'),
-    stop_signal=dict(type='StopSignalHook'))
+    stop_signal=dict(type='StopSignalHook'),
+    grc_monitor=dict(type='GRCMonitorHook', interval=50))
 
 model = dict(backbone=dict(type='GRCSwinTransformer', grc=dict(stages=(0, 1, 2, 3), cache_ratio=0.5)))
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'grc.lam': dict(decay_mult=0.0)}))

@@ -4,16 +4,20 @@ Importing the package checks the installed stack, registers backbones and hooks 
 MMEngine's checkpoints safely, and makes ``mmgrc::`` a prefix of base configs.
 """
 
-from .stack import check_stack
+import sys
 
-check_stack()
+from .stack import check_stack
+from .version import __version__
 
 __all__ = ['__version__']
 
-from . import engine, models  # noqa: E402, F401
-from .checkpoint import allow_mmengine_checkpoints  # noqa: E402
-from .config import register_config_prefix  # noqa: E402
-from .version import __version__  # noqa: E402
+# `python -m mmgrc.check_env` reports what is wrong with the stack: it has to start where this package cannot.
+if 'mmgrc.check_env' not in sys.orig_argv:
+    check_stack()
 
-allow_mmengine_checkpoints()
-register_config_prefix()
+    from . import engine, models  # noqa: F401
+    from .checkpoint import allow_mmengine_checkpoints
+    from .config import register_config_prefix
+
+    allow_mmengine_checkpoints()
+    register_config_prefix()

@@ -6,7 +6,6 @@ import gc
 import importlib.util
 import re
 import sys
-import warnings
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
@@ -134,8 +133,6 @@ def main(name: str) -> str | None:
     Raises:
         SystemExit: With 75 after a stop by SIGUSR1, 130 after Ctrl-C.
     """
-    # Said by mmengine at each base config. requirements.txt pins setuptools, which is the remedy.
-    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     message = stopped = None
     try:
         tool = _load_tool(name)

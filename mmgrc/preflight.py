@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
@@ -63,6 +64,8 @@ def load_config(path: str, options: dict | None = None) -> Config:
         own = [name for name in own if '_base_' not in Path(name).parts]
         near = difflib.get_close_matches(path, own, n=3, cutoff=0.5) or own
         raise PreflightError(f'there is no config {path}. Did you mean one of these? {", ".join(near)}')
+    # Said by mmengine at each base config. requirements.txt pins setuptools, which is the remedy.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     try:
         config = Config.fromfile(str(resolved))
         config.merge_from_dict(options or {})

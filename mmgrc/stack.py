@@ -7,7 +7,15 @@ from typing import NamedTuple
 
 from packaging.version import Version
 
-__all__ = ['REQUIREMENTS', 'Requirement', 'StackError', 'check_stack']
+__all__ = [
+    'REBUILD_MMCV',
+    'REQUIREMENTS',
+    'Requirement',
+    'StackError',
+    'check_stack',
+    'installed_version',
+    'version_problem',
+]
 
 
 class StackError(ImportError):
@@ -26,8 +34,15 @@ class Requirement(NamedTuple):
     remedy: str
     """The command that installs a version that works."""
 
+    @property
+    def allowed(self) -> str:
+        """The versions that work, in words."""
+        return f'{self.minimum} or newer' + (f', below {self.below}' if self.below else '')
+
 
 _MMCV = 'pip install --no-build-isolation mmcv==2.1.0'
+REBUILD_MMCV = f'pip uninstall -y mmcv; pip cache remove mmcv; {_MMCV}'
+"""The command that compiles mmcv's ops anew, against the torch that is installed."""
 REQUIREMENTS = (
     Requirement('torch', '2.13.0', '2.1', None, 'pip install torch==2.13.0'),
     Requirement('mmengine', '0.10.7', '0.10.3', '1.0', 'pip install mmengine==0.10.7'),
@@ -38,6 +53,23 @@ REQUIREMENTS = (
 )
 
 
+def installed_version(package: str) -> str | None:
+    """The version of a package that is installed, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def version_problem(need: Requirement, found: str | None) -> str | None:
+    """What is wrong with an installed version, without the remedy; None where it works."""
+    if found is None:
+        return f'{need.package} is not installed (needed: {need.allowed})'
+    if Version(found) < Version(need.minimum) or (need.below and Version(found) >= Version(need.below)):
+        return f'{need.package} {found} is installed (needed: {need.allowed})'
+    return None
+
+
 def check_stack() -> None:
     """Check that every package of :data:`REQUIREMENTS` is there in a version that works, mmcv with its compiled ops.
 
@@ -46,22 +78,12 @@ def check_stack() -> None:
     """
     problems = []
     for need in REQUIREMENTS:
-        try:
-            found = version(need.package)
-        except PackageNotFoundError:
-            found = None
-        allowed = f'{need.minimum} or newer' + (f', below {need.below}' if need.below else '')
-        if found is None:
-            problems.append(f'{need.package} is not installed (needed: {allowed}). Type: {need.remedy}')
-        elif Version(found) < Version(need.minimum) or (need.below and Version(found) >= Version(need.below)):
-            problems.append(f'{need.package} {found} is installed (needed: {allowed}). Type: {need.remedy}')
+        if problem := version_problem(need, installed_version(need.package)):
+            problems.append(f'{problem}. Type: {need.remedy}')
     if not problems:
         try:
             import mmcv.ops  # noqa: F401
         except ImportError as error:
-            problems.append(
-                f'mmcv has no compiled ops that fit the installed torch ({error}). Type: pip uninstall -y mmcv; pip '
-                f'cache remove mmcv; {_MMCV}'
-            )
+            problems.append(f'mmcv has no compiled ops that fit the installed torch ({error}). Type: {REBUILD_MMCV}')
     if problems:
         raise StackError('mmgrc cannot run with what is installed:\n  ' + '\n  '.join(problems))

@@ -22,6 +22,7 @@ NARROW = (
     *(f'{loader}_dataloader.persistent_workers=False' for loader in ('train', 'val', 'test')),
     'default_hooks.logger.interval=1',
 )
+FAST = [*NARROW, 'default_hooks.grc_monitor.interval=4', 'randomness.seed=1']
 
 
 @pytest.fixture(scope='session')
@@ -32,7 +33,7 @@ def shapes(tmp_path_factory):
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def run_tool(shapes):
     """Run a tool in the repository as a user does, on the small data set, with no network and no GPU."""
 
@@ -44,3 +45,19 @@ def run_tool(shapes):
         )
 
     return run
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory, shapes):
+    """A work dir after two epochs: checkpoints, logs of losses, mAP and memory, and the dumped config."""
+    work_dir = tmp_path_factory.mktemp('work') / 'run'
+    command = [sys.executable, 'tools/train.py', SHAPES_CONFIG, '--work-dir', str(work_dir), '--cfg-options', *FAST]
+    subprocess.run(
+        [*command, 'train_cfg.max_epochs=2'],
+        cwd=REPOSITORY,
+        env={**os.environ, 'SHAPES_ROOT': str(shapes), 'CUDA_VISIBLE_DEVICES': ''},
+        check=True,
+        capture_output=True,
+        timeout=400,
+    )
+    return work_dir

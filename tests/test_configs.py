@@ -2,11 +2,7 @@
 
 import copy
 import functools
-import os
 import re
-import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,7 +16,6 @@ from mmengine.runner import Runner
 from mmengine.utils import get_installed_path, is_installed
 
 from mmgrc.config import CONFIG_DIR, config_path
-from tests.conftest import REPOSITORY
 
 CONFIGS = sorted(str(p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob('*.py') if '_base_' not in p.parts)
 
@@ -218,45 +213,3 @@ def test_other_packages_resolve_as_before():
     with pytest.raises(FileNotFoundError, match=r'mmgrc::shapes/mask_rcnn_grc_pvt\.py'):
         config_path('mmgrc::nothing.py')
     assert config_path('a/b.py') == 'a/b.py'
-
-
-def test_wheel_carries_the_configs(tmp_path):
-    command = [
-        sys.executable,
-        '-m',
-        'pip',
-        'wheel',
-        '--no-deps',
-        '--no-build-isolation',
-        '-q',
-        '-w',
-        str(tmp_path),
-        '.',
-    ]
-    source = tmp_path / 'source'  # setuptools leaves a build/ behind
-    for name in ('mmgrc', 'configs', 'tools'):
-        shutil.copytree(REPOSITORY / name, source / name, symlinks=True)
-    for name in ('pyproject.toml', 'README.md'):
-        shutil.copy(REPOSITORY / name, source)
-    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=200)
-    (wheel,) = tmp_path.glob('mmgrc-*.whl')
-    target = tmp_path / 'site'
-    command = [sys.executable, '-m', 'pip', 'install', '--no-deps', '-q', '--target', str(target), str(wheel)]
-    subprocess.run(command, check=True, capture_output=True, timeout=200)
-    code = (
-        'import mmgrc; from mmengine.config import Config; print(mmgrc.__file__);'
-        "print(Config.fromfile('mmgrc::mask_rcnn_grc_pvt.py').model.backbone.type)"
-    )
-    result = subprocess.run(
-        [sys.executable, '-c', code],
-        cwd=tmp_path,
-        env={**os.environ, 'PYTHONPATH': str(target)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert result.stdout.split() == [str(target / 'mmgrc' / '__init__.py'), 'GRCPyramidVisionTransformer'], (
-        result.stderr
-    )
-    assert (target / 'mmgrc' / 'py.typed').is_file()
-    assert (target / 'mmgrc' / '.mim' / 'tools' / 'train.py').is_file()

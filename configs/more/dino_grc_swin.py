@@ -6,7 +6,8 @@ custom_imports = dict(imports=['mmgrc'], allow_failed_imports=False)
 default_hooks = dict(
     checkpoint=dict(type='AtomicCheckpointHook'),
     exact_resume=dict(type='ExactResumeHook'),
-    stop_signal=dict(type='StopSignalHook'))
+    stop_signal=dict(type='StopSignalHook'),
+    grc_monitor=dict(type='GRCMonitorHook', interval=50))
 
 model = dict(
     backbone=dict(

@@ -1,7 +1,10 @@
-"""What runs around a model: ranks with and without GPUs, checkpoints that survive faults, and exact resuming."""
+"""What runs around a model: ranks with and without GPUs, checkpoints that survive faults, exact resuming, and
+a monitor of the memory.
+"""
 
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .exact_resume_hook import ExactResumeHook
+from .monitor import GRCMonitorHook
 from .stop_signal_hook import StopSignalHook
 
-__all__ = ['AtomicCheckpointHook', 'ExactResumeHook', 'StopSignalHook']
+__all__ = ['AtomicCheckpointHook', 'ExactResumeHook', 'GRCMonitorHook', 'StopSignalHook']

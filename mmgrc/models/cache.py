@@ -124,10 +124,13 @@ class CachedBackbone(nn.Module):
     grc: GRCConfig
     init_cfg: Mapping | None
     convert_weights: bool
+    skipped_commits: int
+    """Training steps since the start of the process that were not stored, for a value that is not finite."""
 
     def init_caches(self, grc: GRCConfig) -> None:
         """Take the options and make loading loud; called once, when all branches are in place."""
         self.grc = grc
+        self.skipped_commits = 0
         self._nonfinite_logged = False
         if grc.stages:
             self.register_load_state_dict_post_hook(_warn_of_missing_branches)
@@ -191,6 +194,7 @@ class CachedBackbone(nn.Module):
             flat /= dist.get_world_size()
         new = flat.split([cache.numel() for cache in caches])
         if not torch.isfinite(flat).all():
+            self.skipped_commits += 1
             self._log_nonfinite(branches, new)
             return
         for branch, values in zip(branches, new, strict=True):

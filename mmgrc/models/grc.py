@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -248,6 +248,25 @@ class MemoryAttention(nn.Module):
         Returns:
             (B, T, D).
         """
+        query, key, value = self._project(x, memory)
+        read = F.scaled_dot_product_attention(query, key, value, dropout_p=self.attn_drop if self.training else 0.0)
+        return F.linear(read.transpose(1, 2).flatten(2), weight, bias)
+
+    def attention(self, x: Tensor, memory: Tensor) -> Tensor:
+        """The attention itself, which :meth:`forward` never holds in memory; for pictures.
+
+        Args:
+            x: (B, T, D_m), see :meth:`forward`.
+            memory: (B, T_m, D_m) or (1, T_m, D_m), see :meth:`forward`.
+
+        Returns:
+            (B, heads, T, K), over the K cells of the reduced cache; a row sums to 1.
+        """
+        query, key, _ = self._project(x, memory)
+        return (query @ key.transpose(2, 3) / query.shape[3] ** 0.5).softmax(dim=3)
+
+    def _project(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, heads, T, D_m / heads), keys and values (B, heads, K, D_m / heads)."""
         memory = memory.to(self.kv.weight.dtype)
         if self.sr is not None:
             # (B, T_m, D_m) seen as an NHWC map; the convolution gives one of 1/sr_ratio the rows and columns.
@@ -259,8 +278,12 @@ class MemoryAttention(nn.Module):
         key, value = (part.unflatten(2, heads).transpose(1, 2) for part in self.kv(memory).chunk(2, dim=2))
         if memory.shape[0] != x.shape[0]:
             key, value = (part.expand(x.shape[0], -1, -1, -1) for part in (key, value))
-        read = F.scaled_dot_product_attention(query, key, value, dropout_p=self.attn_drop if self.training else 0.0)
-        return F.linear(read.transpose(1, 2).flatten(2), weight, bias)
+        return query, key, value
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager:
+    # There is no autocast to leave on the meta device.
+    return nullcontext() if device.type == 'meta' else torch.autocast(device.type, enabled=False)
 
 
 class GRC(nn.Module):
@@ -400,19 +423,39 @@ class GRC(nn.Module):
             out = out + self.pos_conv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
         return out, proposal
 
+    @torch.no_grad()
+    def gates(
+        self, x: Tensor, o_self: Tensor, hw_shape: tuple[int, int], cache: Tensor, resampling: Resampling
+    ) -> tuple[Tensor, Tensor]:
+        """The gates that :meth:`forward` has for the same arguments, without gradients; for logs.
+
+        Returns:
+            The update gate z and the reset gate g, (B, T_m, D_m) each, in (0, 1).
+        """
+        summarised = (o_self if self.variant == 'code' else x).unflatten(1, hw_shape)
+        with _no_autocast(x.device):
+            return self._gates(*self._summarise(resampling, summarised, cache))
+
+    def _summarise(self, resampling: Resampling, summarised: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """The cache, repeated for each image, and the summary X̄, (B, T_m, D_m) each, in the cache's precision."""
+        dtype = torch.promote_types(summarised.dtype, torch.float32)
+        summary = resampling(summarised[..., : self.dims].to(dtype))
+        return cache.to(dtype).expand_as(summary), summary
+
+    def _gates(self, cache: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
+        gate_input, dtype = torch.cat([cache, summary], dim=2), summary.dtype
+        update, reset = (
+            torch.sigmoid(F.linear(gate_input, gate.weight.to(dtype), gate.bias.to(dtype)))
+            for gate in (self.update_gate, self.reset_gate)
+        )
+        return update, reset
+
     def _update(self, resampling: Resampling, summarised: Tensor, cache: Tensor) -> Tensor:
         """The updated cache C' of each image, (B, T_m, D_m), in the cache's precision (paper, Eq. 3)."""
-        # There is no autocast to leave on the meta device.
-        device = summarised.device.type
-        with nullcontext() if device == 'meta' else torch.autocast(device, enabled=False):
-            dtype = torch.promote_types(summarised.dtype, torch.float32)
-            summary = resampling(summarised[..., : self.dims].to(dtype))
-            cache = cache.to(dtype).expand_as(summary)
-            gate_input = torch.cat([cache, summary], dim=2)
-            update, reset = (
-                torch.sigmoid(F.linear(gate_input, gate.weight.to(dtype), gate.bias.to(dtype)))
-                for gate in (self.update_gate, self.reset_gate)
-            )
+        with _no_autocast(summarised.device):
+            cache, summary = self._summarise(resampling, summarised, cache)
+            update, reset = self._gates(cache, summary)
+            dtype = summary.dtype
             parts = [reset * cache, summary]
             candidate = torch.cat(parts if self.variant == 'code' else parts[::-1], dim=2)
             candidate = F.linear(candidate, self.candidate.weight.to(dtype), self.candidate.bias.to(dtype))

@@ -1,21 +1,37 @@
-"""Ground truth beside predictions."""
+"""Detections drawn on images, alone and beside the truth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Polygon, Rectangle
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-__all__ = ['draw_predictions']
+__all__ = ['Drawn', 'draw_detections', 'draw_predictions']
 
 _PANEL = 3.2
 """Width of one image, in inches."""
+_LONGEST = 8
+"""Longer side of an image that is drawn alone, in inches."""
+
+
+class Drawn(NamedTuple):
+    """An object as it is drawn."""
+
+    label: int
+    box: Sequence[float]
+    """x, y, width and height, in pixels."""
+    mask: np.ndarray | None
+    """(H, W), true on the object."""
+    score: float | None
+    """In [0, 1]; None for the truth."""
 
 
 def draw_predictions(
@@ -59,7 +75,7 @@ def draw_predictions(
             image,
             'truth',
             [
-                (labels[a['category_id']], a['bbox'], truth.annToMask(a), None)
+                Drawn(labels[a['category_id']], a['bbox'], truth.annToMask(a), None)
                 for a in annotations
                 if a['category_id'] in labels
             ],
@@ -74,7 +90,7 @@ def draw_predictions(
             image,
             'prediction',
             [
-                (
+                Drawn(
                     int(found['labels'][i]),
                     [*boxes[i, :2], *(boxes[i, 2:] - boxes[i, :2])],
                     None if masks is None else coco_mask.decode(masks[i]),
@@ -91,22 +107,60 @@ def draw_predictions(
     plt.close(figure)
 
 
+def draw_detections(
+    image: np.ndarray,
+    objects: Sequence[Drawn],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    out: str | Path,
+) -> None:
+    """Draw objects on an image of their own. Small images are enlarged, so that labels have room.
+
+    Args:
+        image: (H, W, 3), RGB, uint8.
+        objects: What to draw.
+        classes: Names of the labels.
+        palette: Colours of the labels, RGB from 0 to 255.
+        out: Picture to write.
+    """
+    height, width = image.shape[:2]
+    scale = _LONGEST / max(height, width)
+    figure = plt.figure(figsize=(width * scale, height * scale))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    _draw(axis, image, '', objects, classes, palette)
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    figure.savefig(out, dpi=max(100, round(1 / scale)))
+    plt.close(figure)
+
+
+def _tint(image: np.ndarray, objects: Sequence[Drawn], colours: Sequence[np.ndarray]) -> np.ndarray:
+    """The image (H, W, 3), in [0, 1], with the masks laid over it."""
+    tinted = (image if image.ndim == 3 else image[..., None].repeat(3, axis=2)) / 255
+    for drawn, colour in zip(objects, colours, strict=True):
+        if drawn.mask is not None:
+            inside = np.asarray(drawn.mask, bool)
+            tinted[inside] = 0.65 * tinted[inside] + 0.35 * colour
+    return tinted
+
+
 def _draw(
     axis: Axes,
     image: np.ndarray,
     title: str,
-    objects: list[tuple[int, Sequence[float], np.ndarray | None, float | None]],
+    objects: Sequence[Drawn],
     classes: Sequence[str],
     palette: Sequence[Sequence[int]],
 ) -> None:
-    """Draw objects (label, box as x, y, width and height, mask, score) on an image (H, W, 3)."""
-    axis.imshow(image if image.ndim == 3 else image[..., None].repeat(3, axis=2))
+    """Draw objects on an image (H, W, 3), RGB, or (H, W)."""
+    colours = [np.asarray(palette[drawn.label]) / 255 for drawn in objects]
+    axis.imshow(_tint(image, objects, colours))
     axis.set_title(title, fontsize=9)
-    for label, (x, y, w, h), mask, score in objects:
-        colour = np.asarray(palette[label]) / 255
+    for (label, (x, y, w, h), mask, score), colour in zip(objects, colours, strict=True):
         if mask is not None:
-            axis.imshow(np.dstack([np.broadcast_to(colour, (*mask.shape, 3)), 0.35 * mask]))
-            axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.4)
+            outlines, _ = cv2.findContours(np.asarray(mask, np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+            for outline in outlines:
+                axis.add_patch(Polygon(outline[:, 0], fill=False, edgecolor=colour, linewidth=1.4))
         axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor='white', linewidth=2.2))
         axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=colour, linewidth=1.2))
         text = classes[label] if score is None else f'{classes[label]} {score:.2f}'

@@ -14,39 +14,7 @@ import cv2
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY, SHAPES_CONFIG
-
-# Narrow and short: the tools are tried here, not the detector.
-FAST = [
-    'model.backbone.embed_dims=16',
-    'model.neck.in_channels=[16,32,80,128]',
-    'train_dataloader.num_workers=0',
-    'train_dataloader.persistent_workers=False',
-    'val_dataloader.num_workers=0',
-    'val_dataloader.persistent_workers=False',
-    'test_dataloader.num_workers=0',
-    'test_dataloader.persistent_workers=False',
-    'default_hooks.logger.interval=1',
-    'randomness.seed=1',
-    # So little training finds nothing above a threshold.
-    'model.test_cfg.rcnn.score_thr=0.0',
-]
-
-
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory, shapes):
-    """A work dir after two epochs."""
-    work_dir = tmp_path_factory.mktemp('work') / 'run'
-    command = [sys.executable, 'tools/train.py', SHAPES_CONFIG, '--work-dir', str(work_dir), '--cfg-options', *FAST]
-    subprocess.run(
-        [*command, 'train_cfg.max_epochs=2'],
-        cwd=REPOSITORY,
-        env={**os.environ, 'SHAPES_ROOT': str(shapes), 'CUDA_VISIBLE_DEVICES': ''},
-        check=True,
-        capture_output=True,
-        timeout=400,
-    )
-    return work_dir
+from tests.conftest import FAST, REPOSITORY, SHAPES_CONFIG
 
 
 def test_training_logs_and_saves(trained):

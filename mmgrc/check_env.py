@@ -1,0 +1,243 @@
+"""Check the machine: what is installed, what works, and the command that mends what does not.
+
+``python -m mmgrc.check_env`` runs where ``import mmgrc`` cannot. What is checked is imported where it is checked: any
+of it may be missing or broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from .stack import REBUILD_MMCV, REQUIREMENTS, installed_version, version_problem
+from .version import __version__
+
+__all__ = ['Finding', 'check_environment', 'main']
+
+_BACKBONES = ('GRCPyramidVisionTransformer', 'GRCPyramidVisionTransformerV2', 'GRCSwinTransformer')
+_MODULES = {'cv2': 'opencv-python', 'pycocotools': 'pycocotools', 'matplotlib': 'matplotlib', 'numpy': 'numpy'}
+_COCO_PARTS = ('annotations/instances_train2017.json', 'annotations/instances_val2017.json', 'train2017', 'val2017')
+
+
+class Finding(NamedTuple):
+    """One thing that was checked."""
+
+    what: str
+    found: str
+    problem: str | None = None
+    remedy: str | None = None
+    """What to type; with no ``problem`` it is advice."""
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding('Python', sys.version.split()[0])
+    for need in REQUIREMENTS:
+        found = installed_version(need.package)
+        problem = version_problem(need, found)
+        if problem:
+            yield Finding(need.package, found or 'not installed', problem, need.remedy)
+        else:
+            tested = found.split('+')[0] == need.tested
+            yield Finding(need.package, found if tested else f'{found} (tested with {need.tested})')
+    for other in ('mmcv-lite', 'mmcv-full'):
+        if found := installed_version(other):
+            yield Finding(
+                other,
+                found,
+                f'{other} has the import name of mmcv and hides it or is hidden',
+                f'pip uninstall -y {other} && {REBUILD_MMCV.replace("; ", " && ")}',
+            )
+
+
+def _modules() -> Iterator[Finding]:
+    for module, package in _MODULES.items():
+        try:
+            found = importlib.import_module(module)
+            yield Finding(package, str(getattr(found, '__version__', installed_version(package) or 'there')))
+        except ImportError as error:
+            remedy = f'pip install --force-reinstall {package}'
+            if 'shared object file' in str(error):
+                remedy = 'apt-get install -y libgl1 libglib2.0-0'
+            yield Finding(package, 'cannot be imported', str(error), remedy)
+
+
+def _pkg_resources() -> Iterator[Finding]:
+    try:
+        importlib.import_module('pkg_resources')
+    except ImportError as error:
+        remedy = next(need.remedy for need in REQUIREMENTS if need.package == 'setuptools')
+        yield Finding('base configs of mmdet', 'cannot be read', f'mmengine needs pkg_resources: {error}', remedy)
+
+
+def _ops(device: str) -> Iterator[Finding]:
+    import torch
+
+    what = f'mmcv ops on {device}'
+    try:
+        from mmcv.ops import get_compiling_cuda_version, nms, roi_align
+    except ImportError as error:
+        # `undefined symbol`: compiled against another torch. `No module named mmcv._ext`: without ops.
+        yield Finding(what, 'cannot be loaded', f'they do not fit torch {torch.__version__}: {error}', REBUILD_MMCV)
+        return
+    try:
+        # The second box lies in the first, the third beside it.
+        boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9.5], [20, 20, 30, 30]], device=device)
+        kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5)[1].tolist()
+        # The middle of a map whose values are its columns.
+        grid = torch.arange(8.0, device=device).expand(1, 1, 8, 8).contiguous()
+        rois = torch.tensor([[0, 2, 2, 6, 6]], dtype=torch.float32, device=device)
+        value = roi_align(grid, rois, (1, 1), 1.0, 2, 'avg', True).item()
+    except Exception as error:
+        built = get_compiling_cuda_version()
+        problem = (
+            f'mmcv was compiled for CUDA {built}, torch for {torch.version.cuda}: {str(error).splitlines()[0]}'
+            if device != 'cpu'
+            else str(error).splitlines()[0]
+        )
+        yield Finding(what, 'fail', problem, f'CUDA_HOME=/usr/local/cuda {REBUILD_MMCV}')
+        return
+    if kept != [0, 2] or abs(value - 3.5) > 1e-4:
+        yield Finding(what, 'wrong', f'nms kept {kept}, not [0, 2]; roi_align gave {value}, not 3.5', REBUILD_MMCV)
+    else:
+        yield Finding(what, 'right')
+
+
+def _gpu() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        yield Finding('GPU', f'{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}')
+        yield from _ops('cuda:0')
+    elif Path('/dev/nvidia0').exists() and os.environ.get('CUDA_VISIBLE_DEVICES') not in ('', '-1'):
+        built = torch.version.cuda
+        problem = 'torch is a build for the CPU' if built is None else f'the driver does not serve CUDA {built}'
+        index = 'https://download.pytorch.org/whl/cu126'
+        yield Finding(
+            'GPU',
+            'not usable',
+            f'there is one, but {problem}',
+            f'pip install --force-reinstall torch --index-url {index} && {REBUILD_MMCV.replace("; ", " && ")}',
+        )
+    else:
+        yield Finding('GPU', 'none: everything runs on the CPU')
+
+
+def _registry() -> Iterator[Finding]:
+    importlib.import_module('mmgrc.models')
+    importlib.import_module('mmgrc.engine')
+    from mmdet.registry import HOOKS, MODELS
+
+    for registry, names in ((MODELS, _BACKBONES), (HOOKS, ('GRCMonitorHook',))):
+        missing = [name for name in names if registry.get(name) is None]
+        if missing:
+            remedy = 'pip install --force-reinstall --no-deps mmgrc'
+            yield Finding(f'{registry.name} registry', 'incomplete', f'no {", ".join(missing)}', remedy)
+        else:
+            yield Finding(f'{registry.name} registry', ', '.join(names))
+
+
+def _forward() -> Iterator[Finding]:
+    """The demo's detector, narrow, on one image of noise."""
+    import numpy as np
+    import torch
+    from mmdet.structures import DetDataSample
+
+    from .config import register_config_prefix
+    from .preflight import build_model, load_config
+
+    register_config_prefix()
+    config = load_config(
+        'mmgrc::shapes/mask_rcnn_grc_pvt.py',
+        {'model.backbone.embed_dims': 16, 'model.neck.in_channels': [16, 32, 80, 128]},
+    )
+    device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
+    model = build_model(config).to(device).eval()
+    sample = DetDataSample(metainfo={'img_shape': (64, 96), 'ori_shape': (64, 96), 'scale_factor': (1.0, 1.0)})
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (3, 64, 96), np.uint8))
+    with torch.no_grad():
+        (result,) = model.test_step({'inputs': [image], 'data_samples': [sample]})
+    found = result.pred_instances
+    if not torch.isfinite(found.scores).all() or found.masks.shape[1:] != (64, 96):
+        yield Finding('a forward', 'wrong', 'boxes or masks are not what they should be', REBUILD_MMCV)
+    else:
+        yield Finding('a forward', f'Mask R-CNN with GRC-PVT on {device}')
+
+
+def _coco() -> Iterator[Finding]:
+    root = Path(os.environ.get('COCO_ROOT') or 'data/coco')
+    missing = [part for part in _COCO_PARTS if not (root / part).exists()]
+    remedy = 'export COCO_ROOT=/path/to/coco (with annotations/, train2017/, val2017/)'
+    if not missing:
+        yield Finding('COCO', str(root.resolve()))
+    elif 'COCO_ROOT' not in os.environ and not root.exists():
+        yield Finding('COCO', 'not there; `make demo` needs no data set', None, remedy)
+    else:
+        yield Finding('COCO', f'incomplete: {root}', f'there is no {", ".join(missing)}', remedy)
+
+
+def check_environment() -> Iterator[Finding]:
+    """Check versions, compiled ops, registries, a forward and COCO.
+
+    What cannot be tried, since something before it fails, is left out.
+
+    Yields:
+        Findings, in the order in which they should be mended.
+    """
+    healthy = True
+    groups: list[Callable[[], Iterator[Finding]]] = [_versions, _modules, _pkg_resources]
+    groups += [lambda: _ops('cpu'), _gpu, _registry, _forward]
+    for group in groups:
+        if not healthy:
+            break
+        try:
+            for finding in group():
+                healthy = healthy and finding.problem is None
+                yield finding
+        except Exception as error:
+            # Whatever it is, the report goes on to its end.
+            healthy = False
+            message = f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ""}'
+            yield Finding(group.__name__.strip('_'), 'fails', message, 'make env')
+    yield from _coco()
+
+
+def main() -> int:
+    """Print the report.
+
+    Returns:
+        0, or 1 where something would fail.
+    """
+    argparse.ArgumentParser(prog='check_env', description=__doc__).parse_args()
+    warnings.filterwarnings('ignore')
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    table = Table(title=f'mmgrc {__version__}', title_justify='left')
+    for column in ('', 'what', 'found'):
+        table.add_column(column, overflow='fold')
+    problems, advice = [], []
+    for finding in check_environment():
+        mark = '[red]FAIL[/red]' if finding.problem else '[green]ok[/green]'
+        if finding.problem:
+            problems.append(finding)
+        elif finding.remedy:
+            mark = '[yellow]-[/yellow]'
+            advice.append(finding)
+        table.add_row(mark, finding.what, finding.found)
+    console.print(table)
+    for finding in (*problems, *advice):
+        console.print(f'{finding.what}: {finding.problem or finding.found}', markup=False, soft_wrap=True)
+        console.print(f'    {finding.remedy}', markup=False, soft_wrap=True, style='bold')
+    console.print(f'{len(problems)} things would fail' if problems else 'All is well.')
+    return 1 if problems else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""Detectors on images that are in no data set: what is loaded, which images there are, and what is written."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from mmdet.apis import inference_detector, init_detector
+from mmdet.visualization import get_palette
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+from pycocotools import mask as coco_mask
+from torch import nn
+
+from .preflight import PreflightError, check_checkpoint
+from .visualization.detections import Drawn, draw_detections
+
+__all__ = ['detect', 'find_images', 'load_detector', 'read_image', 'select_classes']
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+
+
+def load_detector(config: Config, checkpoint: str, device: str | None = None) -> nn.Module:
+    """Build a detector with the weights, classes and palette of a checkpoint, ready for images.
+
+    Args:
+        config: Config that the checkpoint was trained with.
+        checkpoint: Checkpoint file.
+        device: ``'cpu'``, ``'cuda:0'``, ...; None: a GPU where there is one.
+
+    Raises:
+        PreflightError: The checkpoint cannot be read or is of another model, or there is no such device.
+    """
+    if device is None:
+        device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PreflightError(f'the device {device!r} cannot be used: {str(error).splitlines()[0]}') from error
+    check_checkpoint(config, checkpoint)
+    with warnings.catch_warnings():
+        # The classes of the config stand in for those that a converted checkpoint lacks.
+        warnings.filterwarnings('ignore', message='dataset_meta or class names are not saved')
+        return init_detector(config, checkpoint, device=device)
+
+
+def find_images(source: str) -> list[Path]:
+    """The images that a path, a folder or a pattern stands for, sorted.
+
+    Args:
+        source: A file, whatever its name; a folder, whose images are taken by their suffix, those of folders in it too;
+            or a pattern with ``*``, ``?`` or ``**``.
+
+    Raises:
+        PreflightError: There are none.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [p for p in sorted(path.rglob('*')) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+        if not found:
+            raise PreflightError(f'the folder {source} has no images (looked for {", ".join(IMAGE_SUFFIXES)})')
+        return found
+    found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
+    if not found:
+        raise PreflightError(f'there is no image, no folder and no match of a pattern at {source}')
+    return found
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image as (H, W, 3), BGR, uint8, turned as its camera says.
+
+    Raises:
+        ValueError: It cannot be read, or is no image.
+    """
+    try:
+        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
+    except OSError as error:
+        raise ValueError(f'{path} cannot be read: {error.strerror}') from error
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+    if image is None:
+        raise ValueError(f'{path} is no image, or is cut short')
+    return image
+
+
+def select_classes(model: nn.Module, names: Sequence[str] | None) -> list[int]:
+    """The labels of classes.
+
+    Args:
+        model: What :func:`load_detector` gave.
+        names: Names of classes; None stands for all.
+
+    Raises:
+        PreflightError: The detector has no class of a name.
+    """
+    classes = list(model.dataset_meta['classes'])
+    if names is None:
+        return list(range(len(classes)))
+    for name in names:
+        if name not in classes:
+            near = difflib.get_close_matches(name, classes, n=3) or classes
+            raise PreflightError(f'the detector has no class {name!r}; did you mean one of these? {", ".join(near)}')
+    return [classes.index(name) for name in names]
+
+
+def detect(
+    model: nn.Module, images: Sequence[Path], out_dir: str | Path, score_thr: float = 0.3, labels: Sequence[int] = ()
+) -> Iterator[tuple[Path, str | None]]:
+    """Detect objects on images; write a drawing of each and one file of all detections.
+
+    The drawings are ``OUT_DIR/drawings/NAME.jpg``. ``OUT_DIR/detections.json`` is a data set in COCO's format whose
+    annotations have a ``score`` each; it is written at the end.
+
+    Args:
+        model: What :func:`load_detector` gave.
+        images: Image files.
+        out_dir: Folder to write to, made where it is missing.
+        score_thr: Least score of a detection, in [0, 1].
+        labels: The labels to keep.
+
+    Yields:
+        Each image, when it is done, and None, or why it was skipped.
+    """
+    out_dir = Path(out_dir)
+    drawings = out_dir / 'drawings'
+    drawings.mkdir(parents=True, exist_ok=True)
+    classes = model.dataset_meta['classes']
+    palette = get_palette(model.dataset_meta['palette'], len(classes))
+    records, annotations, names = [], [], _drawing_names(images)
+    for path in images:
+        try:
+            image = read_image(path)
+        except ValueError as error:
+            yield path, str(error)
+            continue
+        result = inference_detector(model, image)
+        found = result.pred_instances.cpu()
+        keep = (found.scores >= score_thr) & torch.isin(found.labels, torch.tensor(list(labels)))
+        found = found[keep]
+        records.append(
+            {'id': len(records) + 1, 'file_name': str(path), 'height': image.shape[0], 'width': image.shape[1]}
+        )
+        new = list(_annotations(found, records[-1]['id'], len(annotations)))
+        annotations.extend(annotation for annotation, _ in new)
+        objects = [Drawn(a['category_id'] - 1, a['bbox'], mask, a['score']) for a, mask in new]
+        draw_detections(image[..., ::-1], objects, classes, palette, drawings / names[path])
+        yield path, None
+    content = {
+        'info': {'description': 'detections of mmgrc, with scores'},
+        'images': records,
+        'annotations': annotations,
+        'categories': [{'id': i, 'name': name} for i, name in enumerate(classes, start=1)],
+    }
+    (out_dir / 'detections.json').write_text(json.dumps(content))
+
+
+def _drawing_names(images: Sequence[Path]) -> dict[Path, str]:
+    """A file name for the drawing of each image, no two alike."""
+    names: dict[Path, str] = {}
+    used: set[str] = set()
+    for path in images:
+        name, number = f'{path.stem}.jpg', 1
+        while name in used:
+            number += 1
+            name = f'{path.stem}_{number}.jpg'
+        used.add(name)
+        names[path] = name
+    return names
+
+
+def _annotations(found: InstanceData, image_id: int, count: int) -> Iterator[tuple[dict, np.ndarray | None]]:
+    """COCO annotations, numbered after ``count`` others, and their masks (H, W) where there are any."""
+    boxes = found.bboxes.double().numpy()
+    masks = found.masks.numpy() if 'masks' in found else [None] * len(boxes)
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        annotation = {
+            'id': count + i + 1,
+            'image_id': image_id,
+            'category_id': int(found.labels[i]) + 1,
+            'iscrowd': 0,
+            'bbox': [round(float(v), 2) for v in (left, top, right - left, bottom - top)],
+            'area': round(float((right - left) * (bottom - top)), 2),
+            'score': round(float(found.scores[i]), 5),
+        }
+        if masks[i] is not None:
+            encoded = coco_mask.encode(np.asfortranarray(masks[i].astype(np.uint8)))
+            annotation['segmentation'] = {'size': encoded['size'], 'counts': encoded['counts'].decode('ascii')}
+            annotation['area'] = int(masks[i].sum())
+        yield annotation, masks[i]

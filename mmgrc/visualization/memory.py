@@ -1,0 +1,160 @@
+"""What the memory does on one image, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from mmdet.apis import inference_detector
+from torch import Tensor, nn
+
+from mmgrc.models.grc import GRC, MemoryAttention
+
+from .layers import Layer, number_layers
+
+__all__ = ['MemoryView', 'draw_memory', 'view_memory']
+
+_COLUMNS = ('self-attention adds', 'the memory adds', 'cells attended (uniform: 1)', 'cache, from its mean')
+
+
+class MemoryView(NamedTuple):
+    """The memory of one layer on one image. Maps are of the image's own tokens, without padding."""
+
+    layer: Layer
+    sigma_lambda: float
+    """Mean of σ(λ) over the heads, in (0, 1)."""
+    from_self: np.ndarray
+    """(H, W): length of what self-attention adds to each token, ``(1 - σ(λ)) O_self``."""
+    from_memory: np.ndarray
+    """(H, W): length of what the memory adds, ``σ(λ) pad(O_mem)``."""
+    attended: np.ndarray
+    """(h, w): attention to each cell of the reduced cache, mean over tokens and heads; 1 where all are attended alike.
+    """
+    cache: np.ndarray
+    """(H_m, W_m): distance of each cell of the stored cache from the mean cell. Its length alone says nothing: the
+    candidates of ``variant='code'`` are normed."""
+
+    @property
+    def memory_share(self) -> float:
+        """The memory's part of the two contributions, by their mean lengths, in [0, 1]."""
+        return float(self.from_memory.mean() / (self.from_memory.mean() + self.from_self.mean()))
+
+
+@contextmanager
+def _watch(branches: Sequence[GRC], views: dict[GRC, tuple]) -> Iterator[None]:
+    reads: dict[MemoryAttention, tuple[Tensor, Tensor]] = {}
+
+    def watch_memory(attention: MemoryAttention, args: tuple, output: Tensor) -> None:
+        cells = attention.attention(*args[:2]).mean(dim=(1, 2))[0]
+        reads[attention] = (output[0].norm(dim=1), cells * len(cells))
+
+    def watch_branch(branch: GRC, args: tuple, output: tuple) -> None:
+        _, o_self, hw_shape, cache, _ = args
+        keep = (1 - branch.lam.sigmoid()).repeat_interleave(branch.embed_dims // branch.num_heads)
+        views[branch] = (hw_shape, (keep * o_self[0]).norm(dim=1), *reads[branch.mem_attn], cache)
+
+    handles = [branch.register_forward_hook(watch_branch) for branch in branches]
+    handles += [branch.mem_attn.register_forward_hook(watch_memory) for branch in branches]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def view_memory(model: nn.Module, image: np.ndarray) -> list[MemoryView]:
+    """Run a detector on an image and watch its memory.
+
+    Args:
+        model: What :func:`mmgrc.inference.load_detector` gave.
+        image: (H, W, 3), BGR, uint8.
+
+    Returns:
+        A view of each layer, in the order in which they run.
+
+    Raises:
+        ValueError: The model has no memory.
+    """
+    branches = {name: module for name, module in model.named_modules() if isinstance(module, GRC)}
+    if not branches:
+        raise ValueError('the model has no layer with a memory (grc.stages is empty, or it is a stock backbone)')
+    seen: dict[GRC, tuple] = {}
+    with _watch(list(branches.values()), seen):
+        sample = inference_detector(model, image)
+    # Rows and columns of the image within the padded batch.
+    shares = [valid / padded for valid, padded in zip(sample.img_shape, sample.batch_input_shape, strict=True)]
+    views = []
+    for name, layer in number_layers(branches).items():
+        branch = branches[name]
+        hw_shape, from_self, from_memory, attended, cache = seen[branch]
+        rows, cols = (max(round(share * size), 1) for share, size in zip(shares, hw_shape, strict=True))
+        reduced = branch.cache_size
+        if branch.mem_attn.sr is not None:
+            reduced = [size // stride for size, stride in zip(reduced, branch.mem_attn.sr.stride, strict=True)]
+        views.append(
+            MemoryView(
+                layer,
+                float(branch.lam.sigmoid().mean()),
+                from_self.unflatten(0, hw_shape)[:rows, :cols].float().cpu().numpy(),
+                from_memory.unflatten(0, hw_shape)[:rows, :cols].float().cpu().numpy(),
+                attended.unflatten(0, tuple(reduced)).float().cpu().numpy(),
+                (cache[0] - cache[0].mean(dim=0)).norm(dim=1).unflatten(0, branch.cache_size).float().cpu().numpy(),
+            )
+        )
+    return views
+
+
+def draw_memory(views: Sequence[MemoryView], image: np.ndarray, out: str | Path) -> None:
+    """Draw a row for each layer: contributions of self-attention and memory, cells attended, and the cache.
+
+    Each map has its own scale, said beside it.
+
+    Args:
+        views: What :func:`view_memory` gave.
+        image: (H, W, 3), BGR, uint8: drawn beside the maps.
+        out: Picture to write.
+    """
+    height, width = image.shape[:2]
+    panel = 2.2
+    figure, axes = plt.subplots(
+        len(views),
+        1 + len(_COLUMNS),
+        figsize=((1 + len(_COLUMNS)) * (panel + 0.5), len(views) * (panel * height / width + 0.3) + 0.3),
+        squeeze=False,
+        layout='compressed',
+    )
+    for row, view in zip(axes, views, strict=True):
+        # Cells attended and cache stand for the whole image, whatever their number: all panels have its shape.
+        row[0].imshow(image[..., ::-1], extent=(0, width, height, 0))
+        row[0].set_ylabel(
+            f'stage {view.layer.stage}, block {view.layer.block}\nσ(λ) = {view.sigma_lambda:.2f}\n'
+            f'memory {100 * view.memory_share:.0f} %',
+            fontsize=8,
+        )
+        for axis, values in zip(row[1:], (view.from_self, view.from_memory, view.attended, view.cache), strict=True):
+            low, high = _limits(values)
+            shown = axis.imshow(values, vmin=low, vmax=high, extent=(0, width, height, 0), interpolation='nearest')
+            bar = figure.colorbar(shown, ax=axis, fraction=0.05, pad=0.02, ticks=np.linspace(low, high, 3))
+            bar.ax.tick_params(labelsize=7)
+            bar.ax.yaxis.set_major_formatter('{x:.3g}')
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+    for axis, title in zip(axes[0], ('image', *_COLUMNS), strict=True):
+        axis.set_title(title, fontsize=9)
+    figure.savefig(out, dpi=100, bbox_inches='tight')
+    plt.close(figure)
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """Ends of a colour scale: those of the values, but never closer than a tenth of their mean, lest noise looks like a
+    pattern.
+    """
+    low, high, mean = float(values.min()), float(values.max()), float(np.abs(values).mean())
+    room = max(0.1 * mean - (high - low), 1e-9) / 2
+    return low - room, high + room

@@ -1,0 +1,284 @@
+"""A run as one HTML page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.fileio import load
+from mmengine.registry import init_default_scope
+from pycocotools.coco import COCO
+
+from mmgrc.preflight import PreflightError, check_datasets, load_config
+
+from .curves import draw_losses, draw_metrics, draw_monitor, read_monitor, read_scalars
+from .detections import draw_predictions
+from .mix import draw_lambda, read_lambda
+
+__all__ = ['class_ap', 'write_report']
+
+_MONITORED = {
+    'grc_sigma_lambda': 'σ(λ), the share of the memory',
+    'grc_update_gate': 'mean update gate',
+    'grc_reset_gate': 'mean reset gate',
+    'grc_cache_change': 'change of the cache in a step, relative',
+    'grc_rank_drift': 'difference of the caches between ranks',
+}
+
+_EXAMPLES = 8
+
+_STYLE = """
+:root { color-scheme: light; }
+body { margin: 0 auto; max-width: 1080px; padding: 16px; font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a;
+  background: #fff; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; margin: 0.2em 0; } h2 { font-size: 1.2rem; margin: 1.6em 0 0.5em;
+  border-bottom: 1px solid #ccc; }
+.grid { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
+figure { margin: 0; } img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 3px 14px 3px 0; text-align: left; border-bottom: 1px solid #e2e2e2; vertical-align: top; }
+td:first-child { overflow-wrap: break-word; }
+td.number, th.number { text-align: right; }
+pre { overflow: auto; max-height: 70vh; padding: 10px; background: #f4f4f4; font-size: 0.8rem; overflow-wrap: normal; }
+summary { cursor: pointer; } .note { color: #555; }
+"""
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""
+
+
+def write_report(work_dir: str | Path, out: str | Path, predictions: str | Path | None = None) -> list[str]:
+    """Write the report of a training.
+
+    Args:
+        work_dir: The work dir of a training.
+        out: The page to write.
+        predictions: What ``tools/test.py --out`` wrote. None: ``predictions.pkl`` in the work dir, if it is there.
+
+    Returns:
+        What could not be shown, and why.
+
+    Raises:
+        FileNotFoundError: There is no log, no config, or no such file of predictions.
+        PreflightError: The config cannot be read.
+    """
+    work_dir = Path(work_dir)
+    training, validation = read_scalars(work_dir)
+    config = load_config(str(_newest(work_dir.glob('*.py'), f'a config in {work_dir}')))
+    if predictions is None:
+        predictions = work_dir / 'predictions.pkl'
+    elif not Path(predictions).is_file():
+        raise FileNotFoundError(f'there are no predictions at {predictions}; tools/test.py --out writes them')
+
+    notes: list[str] = []
+    sections = [
+        _summary(config, training, validation),
+        ('Curves', _grid(_curves(training, validation))),
+        ('Memory', _memory(work_dir, notes)),
+        *_detections(config, work_dir, Path(predictions), notes),
+        ('Environment', _table(['', ''], _environment(work_dir))),
+        (
+            'Config',
+            f'<details><summary>{escape(Path(config.filename).name)}</summary>'
+            f'<pre>{escape(config.pretty_text)}</pre></details>',
+        ),
+    ]
+    body = '\n'.join(f'<h2>{escape(title)}</h2>\n{content}' for title, content in sections)
+    title = f'{Path(config.filename).stem}: report of a training'
+    Path(out).write_text(_PAGE.format(title=escape(title), style=_STYLE, body=body), encoding='utf-8')
+    return notes
+
+
+def _newest(paths: Iterable[Path], what: str) -> Path:
+    found = sorted(paths, key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(f'there is no {what}: give the work dir of a training')
+    return found[-1]
+
+
+def _summary(config: Config, training: Mapping[int, dict], validation: Mapping[int, dict]) -> tuple[str, str]:
+    last = training[max(training)]
+    rows = [
+        ('detector', f'{config.model.type}, {config.model.backbone.type}'),
+        ('trained', f'{last.get("epoch", "?")} epochs, {last["iter"]} iterations; the last loss is {last["loss"]:.3f}'),
+    ]
+    for key in next(reversed(validation.values()), {}):
+        if key.endswith('_mAP'):
+            values = {epoch: record[key] for epoch, record in validation.items() if key in record}
+            best = max(values, key=values.get)
+            rows.append(
+                (
+                    key.removeprefix('coco/').replace('_', ' '),
+                    f'{values[max(values)]:.3f} after the last validation (epoch {max(values)}), '
+                    f'{values[best]:.3f} at best (epoch {best})',
+                )
+            )
+    return 'Summary', _table(['', ''], rows)
+
+
+def _picture(draw: Callable[[Axes], None], alt: str, size: tuple[float, float] = (5.4, 3.8)) -> str:
+    figure, axis = plt.subplots(figsize=size)
+    draw(axis)
+    figure.tight_layout()
+    return _embed(figure, alt)
+
+
+def _embed(figure: Figure, alt: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=110)
+    plt.close(figure)
+    return _image(buffer.getvalue(), alt)
+
+
+def _image(data: bytes, alt: str, kind: str = 'png') -> str:
+    encoded = base64.b64encode(data).decode('ascii')
+    return f'<figure><img alt="{escape(alt)}" src="data:image/{kind};base64,{encoded}"></figure>'
+
+
+def _grid(pictures: Iterable[str]) -> str:
+    return f'<div class="grid">{"".join(pictures)}</div>'
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    def cell(tag: str, value: object) -> str:
+        number = isinstance(value, float)
+        text = ('-' if math.isnan(value) else f'{value:.3f}') if number else escape(str(value))
+        return f'<{tag}{" class=number" if number else ""}>{text}</{tag}>'
+
+    header = ''.join(cell('th', name) for name in head) if any(head) else ''
+    lines = ''.join(f'<tr>{"".join(cell("td", value) for value in row)}</tr>' for row in rows)
+    return f'<div class="scroll"><table><tr>{header}</tr>{lines}</table></div>'
+
+
+def _note(text: str, notes: list[str]) -> str:
+    notes.append(text)
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _curves(training: Mapping[int, dict], validation: Mapping[int, dict]) -> Iterable[str]:
+    yield _picture(lambda axis: draw_losses(axis, training), 'losses over the iterations')
+    if validation:
+        yield _picture(lambda axis: draw_metrics(axis, validation), 'mAP over the epochs')
+
+
+def _memory(work_dir: Path, notes: list[str]) -> str:
+    series = read_monitor(work_dir)
+    content = ''
+    if series:
+        pictures = [
+            _picture(lambda axis, q=quantity, t=title: draw_monitor(axis, series[q], t), title)
+            for quantity, title in _MONITORED.items()
+            if quantity in series
+        ]
+        skipped = max(series.get('grc_skipped_steps', {}).get('', {0: 0}).values())
+        content += _grid(pictures) + f'<p>Steps that were not stored, for a value that is not finite: {skipped:g}.</p>'
+    else:
+        content += _note('The memory was not logged: the config has no GRCMonitorHook, or the model no memory.', notes)
+    try:
+        checkpoint = _newest(work_dir.glob('*.pth'), f'checkpoint in {work_dir}')
+        shares = read_lambda(checkpoint)
+    except (OSError, ValueError) as error:
+        return content + _note(f'σ(λ) is not shown: {error}', notes)
+    size = (min(max(5.4, 0.32 * len(shares)), 11), 3.4)
+    return content + _picture(lambda axis: draw_lambda(axis, shares, f'σ(λ) in {checkpoint.name}'), 'σ(λ)', size)
+
+
+def class_ap(config: Config, predictions: Sequence[dict]) -> dict[str, dict[str, float]]:
+    """Evaluate each class, with the evaluator of a config.
+
+    Args:
+        config: A config whose ``test_evaluator`` is a ``CocoMetric``.
+        predictions: What ``tools/test.py --out`` wrote.
+
+    Returns:
+        For each metric, as ``'bbox'``, and each class its AP, in [0, 1]; NaN where the data set has no such object.
+
+    Raises:
+        ValueError: The evaluator is another one.
+    """
+    settings = config.test_evaluator
+    if not isinstance(settings, dict) or settings.get('type') != 'CocoMetric':
+        raise ValueError('test_evaluator is no CocoMetric')
+    init_default_scope(config.get('default_scope') or 'mmdet')
+    metainfo = DATASETS.build(dict(config.test_dataloader.dataset, lazy_init=True)).metainfo
+    metrics = settings.get('metric', 'bbox')
+    result = {}
+    # One at a time: the keys of the classes are the same for each metric.
+    for metric in [metrics] if isinstance(metrics, str) else metrics:
+        evaluator = Evaluator(dict(settings, metric=metric, classwise=True, outfile_prefix=None))
+        evaluator.dataset_meta = metainfo
+        values = evaluator.offline_evaluate(predictions)
+        result[metric] = {name: float(values[f'coco/{name}_precision']) for name in metainfo['classes']}
+    return result
+
+
+def _detections(config: Config, work_dir: Path, predictions: Path, notes: list[str]) -> Iterable[tuple[str, str]]:
+    if not predictions.is_file():
+        command = f'python tools/test.py {config.filename} CHECKPOINT --out {predictions}'
+        yield 'Classes and examples', _note(f'There are no predictions. They are written by: {command}', notes)
+        return
+    found = load(predictions)
+    try:
+        check_datasets(config, ('test_dataloader',))
+        # pycocotools prints each step of an evaluation.
+        with contextlib.redirect_stdout(io.StringIO()):
+            values = class_ap(config, found)
+            dataset = DATASETS.build(dict(config.test_dataloader.dataset, lazy_init=True))
+            truth = COCO(dataset.ann_file)
+    except (PreflightError, ValueError, KeyError) as error:
+        yield 'Classes and examples', _note(f'The predictions cannot be evaluated: {error}', notes)
+        return
+    names = next(iter(values.values()))
+    rows = [[name, *(values[metric][name] for metric in values)] for name in names]
+    yield 'AP of each class', _table(['class', *(f'{metric} AP' for metric in values)], rows)
+
+    pictures = []
+    with tempfile.TemporaryDirectory() as folder:
+        # JPEG: photographs are much smaller.
+        picture = Path(folder, 'example.jpg')
+        for index in np.linspace(0, len(found) - 1, min(_EXAMPLES, len(found))).round().astype(int):
+            draw_predictions(
+                [found[index]], truth, dataset.metainfo['classes'], dataset.metainfo['palette'], picture, 1
+            )
+            name = f'truth beside predictions, image {found[index]["img_id"]}'
+            pictures.append(_image(picture.read_bytes(), name, 'jpeg'))
+    yield 'Examples', _grid(pictures)
+
+
+def _environment(work_dir: Path) -> list[tuple[str, str]]:
+    """What MMEngine logged of the machine at the start of the newest run."""
+    logs = sorted(work_dir.glob('*/*.log'))
+    if not logs:
+        return [('environment', 'there is no log of it')]
+    block = re.search(r'System environment:\n(.*?)\n-{20}', logs[-1].read_text(errors='replace'), re.S)
+    # Further lines of a value, as torch's compile options, stand further left.
+    pairs = re.findall(r'^ {4}(\S[^:\n]*): (.*)$', block[1] if block else '', re.M)
+    return [(name, value) for name, value in pairs if name != 'PyTorch compiling details']

@@ -1,0 +1,125 @@
+"""`check_env` where all is well, and in environments that are really broken."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mmengine
+import pytest
+
+from mmgrc import check_env
+from mmgrc.stack import REBUILD_MMCV
+from tests.conftest import REPOSITORY
+
+SITE = Path(mmengine.__file__).parent.parent
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Run check_env with the installed packages but for some names; `-S` keeps the real ones out."""
+    site = tmp_path / 'site'
+    site.mkdir()
+
+    def run(without=(), prepare=lambda site: None, **env):
+        for entry in SITE.iterdir():
+            if not entry.name.startswith(tuple(without)):
+                (site / entry.name).symlink_to(entry)
+        prepare(site)
+        return subprocess.run(
+            [sys.executable, '-S', '-m', 'mmgrc.check_env'],
+            cwd=tmp_path,
+            env={**os.environ, 'PYTHONPATH': f'{REPOSITORY}{os.pathsep}{site}', 'CUDA_VISIBLE_DEVICES': '', **env},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+    return run
+
+
+def rename(site, old, version):
+    """Let a package say that it is of another version."""
+    entry = next(site.glob(f'{old}-*.dist-info'))
+    metadata = (entry / 'METADATA').read_text()
+    entry.unlink()
+    new = site / f'{old}-{version}.dist-info'
+    new.mkdir()
+    head = [f'Version: {version}' if line.startswith('Version:') else line for line in metadata.splitlines()]
+    (new / 'METADATA').write_text('\n'.join(head))
+
+
+def test_all_is_well(run_tool):
+    result = run_tool('check_env')
+    assert result.returncode == 0, result.stdout
+    assert 'All is well' in result.stdout
+    for name in ('GRCSwinTransformer', 'Mask R-CNN with GRC-PVT on cpu', 'mmcv ops on cpu'):
+        assert name in result.stdout
+
+
+def test_missing_packages_are_reported(broken):
+    result = broken(without=('mmcv', 'mmdet'))
+    assert result.returncode == 1, result.stderr
+    assert 'Traceback' not in result.stderr
+    assert 'mmcv is not installed' in result.stdout
+    assert 'pip install --no-build-isolation mmcv==2.1.0' in result.stdout
+    assert 'pip install mmdet==3.3.0' in result.stdout
+    assert '2 things would fail' in result.stdout
+
+
+def test_wrong_versions_are_reported(broken):
+    def prepare(site):
+        rename(site, 'setuptools', '82.0.1')
+        rename(site, 'mmcv', '2.2.0')
+
+    result = broken(prepare=prepare)
+    assert result.returncode == 1, result.stderr
+    assert 'setuptools 82.0.1 is installed (needed: 60.0 or newer, below 81)' in result.stdout
+    assert 'pip install "setuptools<81"' in result.stdout
+    assert 'mmcv 2.2.0 is installed' in result.stdout
+
+
+def test_mmcv_without_its_ops(broken):
+    """As with mmcv-lite, or with ops that another torch compiled: versions look right, loading fails."""
+
+    def prepare(site):
+        (site / 'mmcv').unlink()
+        shutil.copytree(SITE / 'mmcv', site / 'mmcv', ignore=shutil.ignore_patterns('_ext*', '__pycache__'))
+
+    result = broken(prepare=prepare)
+    assert result.returncode == 1, result.stderr
+    assert 'mmcv ops on cpu: they do not fit torch' in result.stdout
+    assert REBUILD_MMCV in result.stdout
+    assert 'a forward' not in result.stdout
+
+
+def test_coco(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('COCO_ROOT', raising=False)
+    (finding,) = check_env._coco()
+    assert finding.problem is None
+    assert 'COCO_ROOT' in finding.remedy
+
+    monkeypatch.setenv('COCO_ROOT', str(tmp_path / 'coco'))
+    (tmp_path / 'coco' / 'annotations').mkdir(parents=True)
+    for name in ('train', 'val'):
+        (tmp_path / 'coco' / f'{name}2017').mkdir()
+        (tmp_path / 'coco' / 'annotations' / f'instances_{name}2017.json').write_text('{}')
+    (finding,) = check_env._coco()
+    assert finding.remedy is None
+
+    (tmp_path / 'coco' / 'val2017').rmdir()
+    (finding,) = check_env._coco()
+    assert finding.problem == 'there is no val2017'
+
+
+def test_findings_go_on_after_a_crash(monkeypatch):
+    def crash():
+        raise RuntimeError('no such thing\nand more')
+        yield
+
+    monkeypatch.setattr(check_env, '_versions', crash)
+    findings = list(check_env.check_environment())
+    assert findings[0].problem == 'RuntimeError: no such thing'
+    assert [finding.what for finding in findings[1:]] == ['COCO']

@@ -1,0 +1,34 @@
+"""`tools/plot_lambda.py` and `tools/visualize_memory.py` as a user runs them."""
+
+import cv2
+
+from tests.conftest import SHAPES_CONFIG
+
+
+def test_plot_lambda(run_tool, trained, tmp_path):
+    out = tmp_path / 'lambda.png'
+    result = run_tool('plot_lambda', trained / 'epoch_1.pth', trained / 'epoch_2.pth', '--out', out, check=True)
+    assert 'is written' in result.stdout
+    height, width = cv2.imread(str(out)).shape[:2]
+    assert width > 1.5 * height > 300
+
+    result = run_tool('plot_lambda', trained / 'epoch_1.pth', 'README.md')
+    assert result.returncode == 1
+    assert 'README.md cannot be read as weights' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
+def test_visualize_memory(run_tool, trained, shapes, tmp_path):
+    image, out = shapes / 'val' / '000002.png', tmp_path / 'memory.png'
+    config, checkpoint = trained / 'mask_rcnn_grc_pvt.py', trained / 'epoch_2.pth'
+    run_tool('visualize_memory', config, checkpoint, image, '--layers', '0.0', '3.1', '--out', out, check=True)
+    assert min(cv2.imread(str(out)).shape[:2]) > 200
+
+    for args, words in (
+        ((config, checkpoint, image, '--layers', '7.0'), 'there is no layer 7.0; the model has 0.0, 0.1, 1.0'),
+        ((SHAPES_CONFIG, checkpoint, 'README.md'), 'README.md is no image'),
+    ):
+        result = run_tool('visualize_memory', *args)
+        assert result.returncode == 1
+        assert words in result.stderr
+        assert 'Traceback' not in result.stderr

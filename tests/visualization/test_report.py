@@ -1,0 +1,188 @@
+"""The report of a run: what stands in it, and how a browser shows it."""
+
+import base64
+import html
+import pickle
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.fileio import load
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from mmgrc.visualization.curves import read_monitor, read_scalars
+from mmgrc.visualization.report import class_ap, write_report
+
+CHROMIUM = next(
+    (path for name in ('chromium', 'chromium-browser', 'google-chrome') if (path := shutil.which(name))), None
+)
+FLAGS = [
+    *('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--hide-scrollbars'),
+    *('--disable-background-networking', '--disable-component-update', '--disable-sync'),
+]
+
+
+@pytest.fixture(scope='module')
+def report(run_tool, trained, tmp_path_factory):
+    """The page that the tool writes, with predictions beside the run."""
+    folder = tmp_path_factory.mktemp('report')
+    work_dir = folder / 'run'
+    shutil.copytree(trained, work_dir)
+    config, checkpoint = work_dir / 'mask_rcnn_grc_pvt.py', work_dir / 'epoch_2.pth'
+    out = work_dir / 'predictions.pkl'
+    run_tool('test', config, checkpoint, '--work-dir', folder / 'test', '--out', out, check=True)
+    run_tool('report', work_dir, check=True)
+    return work_dir / 'report.html'
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.images, self.headings, self.cells = [], [], [], []
+        self.tag = ''
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tag = tag
+        self.links += [value for key, value in attributes.items() if key in ('href', 'src', 'srcset', 'action')]
+        if tag == 'img':
+            self.images.append(attributes)
+
+    def handle_data(self, data):
+        if self.tag == 'h2' and data.strip():
+            self.headings.append(data)
+        elif self.tag == 'td':
+            self.cells.append(data)
+
+    def handle_endtag(self, tag):
+        self.tag = ''
+
+
+def test_stands_alone(report):
+    page = Page(report.read_text())
+    assert page.headings == [
+        *('Summary', 'Curves', 'Memory', 'AP of each class', 'Examples', 'Environment', 'Config'),
+    ]
+    # Nothing is fetched: all that is linked is in the page.
+    assert all(link.startswith('data:image/') for link in page.links)
+    assert len(page.images) == 2 + 4 + 1 + 4
+    for image in page.images:
+        data = base64.b64decode(image['src'].split(',')[1])
+        assert min(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape[:2]) > 150
+        assert image['alt']
+
+
+def test_says_what_was_logged(report):
+    work_dir = report.parent
+    page, (training, validation) = Page(report.read_text()), read_scalars(work_dir)
+    assert f'2 epochs, 16 iterations; the last loss is {training[16]["loss"]:.3f}' in page.cells
+    last = validation[2]['coco/bbox_mAP']
+    assert any(cell.startswith(f'{last:.3f} after the last validation (epoch 2)') for cell in page.cells)
+    assert 'MMEngine' in page.cells
+    assert '0.10.7' in page.cells
+    text = html.unescape(re.search(r'<pre>(.*)</pre>', report.read_text(), re.S)[1])
+    assert Config.fromstring(text, '.py').to_dict() == Config.fromfile(work_dir / 'mask_rcnn_grc_pvt.py').to_dict()
+
+
+def test_monitor_is_read_back(trained):
+    series = read_monitor(trained)
+    assert set(series) == {
+        *('grc_sigma_lambda', 'grc_update_gate', 'grc_reset_gate', 'grc_cache_rms', 'grc_cache_change'),
+        'grc_skipped_steps',
+    }
+    assert len(series['grc_sigma_lambda']) == 8
+    assert all(list(values) == [4, 8, 12, 16] for values in series['grc_sigma_lambda'].values())
+
+
+def test_ap_of_classes_is_the_coco_apis(report, shapes):
+    """Detections equal to the truth but for the squares, half of which are missing."""
+    config = Config.fromfile(report.parent / 'mask_rcnn_grc_pvt.py')
+    predictions = load(report.parent / 'predictions.pkl')
+    truth = COCO(str(shapes / 'annotations' / 'instances_val.json'))
+    results = []
+    for prediction in predictions:
+        annotations = truth.loadAnns(truth.getAnnIds(imgIds=[prediction['img_id']]))
+        kept = [a for a in annotations if a['category_id'] != 2 or a['id'] % 2]
+        boxes = np.array([[*a['bbox'][:2], *np.add(a['bbox'][:2], a['bbox'][2:])] for a in kept], np.float32)
+        prediction['pred_instances'] = {
+            'bboxes': torch.tensor(boxes.reshape(-1, 4) + 1),
+            'labels': torch.tensor([a['category_id'] - 1 for a in kept]),
+            'scores': torch.linspace(0.9, 0.5, len(kept)),
+            'masks': [a['segmentation'] for a in kept],
+        }
+        results += [
+            {
+                'image_id': a['image_id'],
+                'category_id': a['category_id'],
+                'score': s,
+                'bbox': [*(b[:2]), *(b[2:] - b[:2])],
+            }
+            for a, s, b in zip(kept, np.linspace(0.9, 0.5, len(kept)), boxes + 1, strict=True)
+        ]
+    values = class_ap(config, predictions)
+    assert set(values) == {'bbox', 'segm'}
+    assert values['segm']['circle'] == pytest.approx(1, abs=2e-3)
+    for label, name in enumerate(('circle', 'square', 'triangle'), start=1):
+        evaluation = COCOeval(truth, truth.loadRes(results), 'bbox')
+        evaluation.params.catIds = [label]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        assert values['bbox'][name] == pytest.approx(evaluation.stats[0], abs=6e-4)
+
+
+def test_without_predictions_and_monitor(trained, tmp_path):
+    work_dir = tmp_path / 'run'
+    shutil.copytree(trained, work_dir, ignore=shutil.ignore_patterns('*.pth'))
+    (log,) = work_dir.glob('*/vis_data/scalars.json')
+    log.write_text(''.join(line for line in log.open() if 'grc_' not in line))
+    notes = write_report(work_dir, tmp_path / 'report.html')
+    assert len(notes) == 3
+    assert 'tools/test.py' in notes[2]
+    assert len(Page((tmp_path / 'report.html').read_text()).images) == 2
+
+
+def test_predictions_of_another_data_set(report, tmp_path):
+    (tmp_path / 'other.pkl').write_bytes(pickle.dumps([{'img_id': 77, 'pred_instances': {}}]))
+    notes = write_report(report.parent, tmp_path / 'report.html', tmp_path / 'other.pkl')
+    assert any('cannot be evaluated' in note for note in notes)
+
+
+def test_bad_input(run_tool, tmp_path):
+    result = run_tool('report', tmp_path)
+    assert result.returncode == 1
+    assert 'there is no training log in' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium is installed (Debian: apt-get install chromium)')
+@pytest.mark.parametrize('width', [390, 1200])
+def test_fits_its_window(report, tmp_path, width):
+    """On a phone too: nothing is wider than the window, each picture is shown."""
+    page = html.escape(report.read_text(), quote=True)
+    (tmp_path / 'frame.html').write_text(
+        f'<body style="margin:0"><iframe id="frame" style="border:0;width:{width}px;height:2400px" srcdoc="{page}">'
+        '</iframe><script>onload = () => { const page = document.getElementById("frame").contentDocument;'
+        'const shown = [...page.images].filter(image => image.naturalWidth > 0 && image.clientWidth > 250).length;'
+        'document.title = `${page.documentElement.scrollWidth} ${shown}`; }</script>'
+    )
+    command = [CHROMIUM, *FLAGS, f'--user-data-dir={tmp_path}/profile', f'--window-size={width},2400']
+    address = (tmp_path / 'frame.html').as_uri()
+    dom = subprocess.run([*command, '--dump-dom', address], capture_output=True, text=True, timeout=120).stdout
+    scroll_width, shown = re.search(r'<title>(\d+) (\d+)</title>', dom).groups()
+    assert int(scroll_width) == width
+    assert int(shown) == len(Page(report.read_text()).images)
+
+    picture = tmp_path / 'page.png'
+    subprocess.run([*command, f'--screenshot={picture}', address], capture_output=True, timeout=120, check=True)
+    image = cv2.imread(str(picture))
+    assert image.shape[0] == 2400
+    assert image.std() > 20

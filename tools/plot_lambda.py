@@ -1,0 +1,26 @@
+"""Draw σ(λ), the memory's share of the mix, of each layer and head; several checkpoints side by side."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from mmgrc.visualization.mix import plot_lambda
+
+
+def main() -> str | None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('checkpoints', metavar='CHECKPOINT', nargs='+', help='checkpoints of GRC models')
+    parser.add_argument('--names', metavar='NAME', nargs='+', help='titles, one a checkpoint (default: the paths)')
+    parser.add_argument('--out', metavar='FILE', default='lambda.png', help='picture to write')
+    args = parser.parse_args()
+    try:
+        plot_lambda(args.checkpoints, args.out, args.names)
+    except (OSError, ValueError) as error:
+        return f'plot_lambda: {error}'
+    print(f'{args.out} is written')
+    return None
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""Write the report of a training: one HTML page with config, environment, curves, AP of each class and examples."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmgrc.preflight import PreflightError
+from mmgrc.visualization.report import write_report
+
+
+def main() -> str | None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('work_dir', metavar='WORK_DIR', help='work dir of a training')
+    parser.add_argument(
+        '--predictions',
+        metavar='FILE',
+        help='what tools/test.py --out wrote (default: predictions.pkl in the work dir)',
+    )
+    parser.add_argument('--out', metavar='FILE', help='page to write (default: report.html in the work dir)')
+    args = parser.parse_args()
+    out = args.out or Path(args.work_dir) / 'report.html'
+    try:
+        notes = write_report(args.work_dir, out, args.predictions)
+    except (OSError, PreflightError) as error:
+        return f'report: {error}'
+    for note in notes:
+        print(f'left out: {note}')
+    print(f'{out} is written')
+    return None
+
+
+if __name__ == '__main__':
+    sys.exit(main())

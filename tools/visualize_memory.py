@@ -1,0 +1,38 @@
+"""Draw what self-attention and the memory contribute on an image, which cells are attended, and the cache, by layer."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from mmgrc.inference import load_detector, read_image
+from mmgrc.preflight import PreflightError, load_config
+from mmgrc.visualization.memory import draw_memory, view_memory
+
+
+def main() -> str | None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG', help='config that the checkpoint was trained with')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint of a GRC model')
+    parser.add_argument('image', metavar='IMAGE', help='image to look at')
+    parser.add_argument('--layers', metavar='S.B', nargs='+', help='layers as STAGE.BLOCK, from 0 (default: all)')
+    parser.add_argument('--out', metavar='FILE', default='memory.png', help='picture to write')
+    parser.add_argument('--device', metavar='D', help='cpu, cuda:0, ... (default: a GPU where there is one)')
+    args = parser.parse_args()
+    try:
+        image = read_image(args.image)
+        views = view_memory(load_detector(load_config(args.config), args.checkpoint, args.device), image)
+        if args.layers:
+            names = [str(view.layer) for view in views]
+            if unknown := set(args.layers) - set(names):
+                raise ValueError(f'there is no layer {min(unknown)}; the model has {", ".join(names)}')
+            views = [view for view in views if str(view.layer) in args.layers]
+        draw_memory(views, image, args.out)
+    except (PreflightError, ValueError, OSError) as error:
+        return f'visualize_memory: {error}'
+    print(f'{args.out} is written')
+    return None
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -121,7 +121,7 @@ def watch_gates(model):
 
         def watched(*args, name=name, gates=gates):
             update, reset = gates(*args)
-            seen[name] = (update.mean(), reset.mean())
+            seen[name] = (update.detach().mean(), reset.detach().mean())
             return update, reset
 
         branch._gates = watched

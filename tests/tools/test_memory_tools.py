@@ -2,8 +2,6 @@
 
 import cv2
 
-from tests.conftest import SHAPES_CONFIG
-
 
 def test_plot_lambda(run_tool, trained, tmp_path):
     out = tmp_path / 'lambda.png'
@@ -24,11 +22,7 @@ def test_visualize_memory(run_tool, trained, shapes, tmp_path):
     run_tool('visualize_memory', config, checkpoint, image, '--layers', '0.0', '3.1', '--out', out, check=True)
     assert min(cv2.imread(str(out)).shape[:2]) > 200
 
-    for args, words in (
-        ((config, checkpoint, image, '--layers', '7.0'), 'there is no layer 7.0; the model has 0.0, 0.1, 1.0'),
-        ((SHAPES_CONFIG, checkpoint, 'README.md'), 'README.md is no image'),
-    ):
-        result = run_tool('visualize_memory', *args)
-        assert result.returncode == 1
-        assert words in result.stderr
-        assert 'Traceback' not in result.stderr
+    result = run_tool('visualize_memory', config, checkpoint, image, '--layers', '7.0')
+    assert result.returncode == 1
+    assert 'there is no layer 7.0; the model has 0.0, 0.1, 1.0' in result.stderr
+    assert 'Traceback' not in result.stderr

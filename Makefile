@@ -31,7 +31,7 @@ demo: env ## Train on generated images, evaluate box and mask mAP, draw (minutes
 	@echo 'The detector:              $(CHECKPOINT)'
 
 test: env ## Run the tests (no network, no GPU)
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
 
 test-slurm: env ## Run the tests under a real Slurm of this machine (Debian's slurm-wlm and munge, as root)
 	$(PY) -m pytest tests/tools/test_slurm.py -rs

@@ -16,6 +16,8 @@ from mmengine.runner import Runner
 from mmengine.utils import get_installed_path, is_installed
 
 from mmgrc.config import CONFIG_DIR, config_path
+from mmgrc.preflight import PreflightError, load_config
+from tests.conftest import REPOSITORY
 
 CONFIGS = sorted(str(p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob('*.py') if '_base_' not in p.parts)
 
@@ -114,7 +116,10 @@ def check_step(model, data, scale=1.0):
 
 @torch.no_grad()
 def predict(model, data):
-    return model.eval()(data['inputs'][:1], [copy.deepcopy(data['data_samples'][0])], mode='predict')[0].pred_instances
+    sample = copy.deepcopy(data['data_samples'][0])
+    # Cascade R-CNN of mmdet flips masks back, which tensors refuse; images at a test are not flipped.
+    sample.set_metainfo({'flip': False})
+    return model.eval()(data['inputs'][:1], [sample], mode='predict')[0].pred_instances
 
 
 # The COCO configs are the same with wider heads, which take long in half precision on a CPU.
@@ -205,6 +210,21 @@ def test_own_configs_are_base_configs_elsewhere(tmp_path):
     assert config.model.backbone.type == 'GRCPyramidVisionTransformer'
     init_default_scope('mmdet')
     assert type(MODELS.build(config.model)).__name__ == 'MaskRCNN'
+
+
+def test_mmdetections_own_config_becomes_a_grc_one_by_the_options_of_the_readme():
+    command = re.search(r'tools/train\.py (mmdet::\S+) --cfg-options (.+)', (REPOSITORY / 'README.md').read_text())
+    options = dict(option.split('=') for option in command[2].split())
+    config = load_config(command[1], {key: int(v) if v.isdigit() else v for key, v in options.items()})
+    config.model.backbone.init_cfg = None
+    init_default_scope('mmdet')
+    model = MODELS.build(config.model)
+    assert len(model.backbone.grc_layers()) == sum(config.model.backbone.depths)
+    wrapper = build_optim_wrapper(model, config.optim_wrapper)
+    decays = {id(p): group['weight_decay'] for group in wrapper.optimizer.param_groups for p in group['params']}
+    assert {decays[id(p)] for key, p in model.named_parameters() if key.endswith('grc.lam')} == {0}
+    with pytest.raises(PreflightError, match='mmdet::'):
+        load_config('mmdet::nothing.py')
 
 
 def test_other_packages_resolve_as_before():

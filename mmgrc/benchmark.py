@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from mmdet.testing._utils import demo_mm_inputs
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .preflight import PreflightError, build_model, load_config
 
-__all__ = ['Options', 'Result', 'Spread', 'compare', 'stock_config']
+__all__ = ['Options', 'Result', 'Spread', 'compare', 'count_flops', 'stock_config']
 
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 _OBJECTS = 8
@@ -114,15 +114,15 @@ def stock_config(config: Config) -> Config:
 
 def _load(path: str, against: str | None) -> Config:
     config = load_config(path)
-    if against == 'stock':
-        config = stock_config(config)
-    config.model.backbone.init_cfg = None
-    return config
+    return stock_config(config) if against == 'stock' else config
 
 
 def _build(config: Config, options: Options) -> tuple[nn.Module, Callable[[], object]]:
     """The model, and a function that runs one pass."""
     torch.manual_seed(0)
+    config = copy.deepcopy(config)
+    # Nothing is fetched: what the weights are makes no difference here.
+    config.model.backbone.init_cfg = None
     detector = build_model(config)
     model = detector if options.part == 'detector' else detector.backbone
     model.init_weights()
@@ -188,13 +188,25 @@ def _seconds(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def _count_flops(model: nn.Module, run: Callable[[], object]) -> int:
-    """Count what one evaluation runs; plain attention, since the counter knows no fused kernel of the CPU."""
-    training = model.training
-    model.eval()
+def count_flops(config: Config, options: Options) -> int:
+    """Count the floating-point operations of one forward pass, see :class:`Result`.
+
+    A backbone is counted on the meta device: nothing is computed.
+
+    Args:
+        config: The whole config.
+        options: ``part``, ``size`` and ``batch`` are used.
+    """
+    device = 'meta' if options.part == 'backbone' else options.device
+    # A compiled graph would hide what it runs.
+    plain = replace(options, mode='eval', dtype='fp32', compile=False, device=device)
+    return _count(_build(config, plain)[1])
+
+
+def _count(run: Callable[[], object]) -> int:
+    # Plain attention, since the counter knows no fused kernel of the CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         run()
-    model.train(training)
     return counter.get_total_flops()
 
 
@@ -261,9 +273,7 @@ def compare(path: str, against: str, options: Options) -> tuple[Result, Result]:
     if options.mode == 'eval':
         for (model, _), state in zip(built, states, strict=True):
             assert all(torch.equal(value, state[key]) for key, value in model.named_buffers())
-    # A compiled graph hides what it runs: count without.
-    plain = Options(**{**asdict(options), 'mode': 'eval', 'dtype': 'fp32', 'compile': False})
-    flops = [_count_flops(*_build(_load(*side), plain)) for side in sides]
+    flops = [count_flops(_load(*side), options) for side in sides]
     parameters = [sum(p.numel() for p in model.parameters()) for model, _ in built]
     return tuple(
         Result(

@@ -9,12 +9,15 @@ from pathlib import Path
 import yaml
 from mmengine.config import Config
 
+from .benchmark import Options, count_flops
 from .preflight import PreflightError, build_model, load_config
 
 __all__ = ['count_parameters', 'model_table', 'read_models', 'update_metafiles', 'write_tables']
 
 # A page says where a table goes; what stands between the two lines is written anew.
 _MARK = re.compile(r'(<!-- models of (\S+), by `make tables` -->\n).*?(<!-- end of models -->)', re.S)
+FLOPS_SIZE = (800, 1344)
+"""Rows and columns of the image that FLOPs are counted for."""
 _NOT_TRAINED = 'not trained here'
 
 
@@ -63,7 +66,13 @@ def update_metafiles(root: str | Path) -> list[Path]:
         content = yaml.safe_load(old)
         for model in content['Models']:
             config = load_config(str(root / model['Config']))
-            model['Metadata'].update({'Epochs': config.train_cfg.max_epochs, 'Parameters': count_parameters(config)})
+            model['Metadata'].update(
+                {
+                    'Epochs': config.train_cfg.max_epochs,
+                    'Parameters': count_parameters(config),
+                    'Backbone FLOPs': count_flops(config, Options(size=FLOPS_SIZE)),
+                }
+            )
         comment = ''.join(line for line in old.splitlines(keepends=True) if line.startswith('#'))
         new = comment + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
         if new != old:
@@ -79,7 +88,7 @@ def model_table(models: Sequence[dict]) -> str:
     column.
     """
     metrics = list(dict.fromkeys(name for model in models for name in model['Metadata']['Paper']))
-    head = ['config', 'parameters', *(f"{name}, paper's" for name in metrics), 'trained here']
+    head = ['config', 'parameters', 'backbone, GFLOP', *(f"{name}, paper's" for name in metrics), 'trained here']
     rows = []
     for model in models:
         paper = model['Metadata']['Paper']
@@ -89,11 +98,12 @@ def model_table(models: Sequence[dict]) -> str:
             [
                 f'`{model["Config"]}`',
                 f'{model["Metadata"]["Parameters"] / 1e6:.1f} M',
+                f'{model["Metadata"]["Backbone FLOPs"] / 1e9:.0f}',
                 *(f'{paper[name]:.1f}' if name in paper else '-' for name in metrics),
                 own,
             ]
         )
-    rule = ['---', *['---:'] * (len(metrics) + 1), '---']
+    rule = ['---', *['---:'] * (len(metrics) + 2), '---']
     return ''.join(f'| {" | ".join(row)} |\n' for row in (head, rule, *rows))
 
 

@@ -7,8 +7,9 @@ import pytest
 import yaml
 from mmengine.config import Config
 
+from mmgrc.benchmark import Options, count_flops
 from mmgrc.config import CONFIG_DIR
-from mmgrc.model_index import count_parameters, model_table, read_models, update_metafiles, write_tables
+from mmgrc.model_index import FLOPS_SIZE, count_parameters, model_table, read_models, update_metafiles, write_tables
 from mmgrc.preflight import PreflightError
 from tests.conftest import REPOSITORY
 
@@ -48,11 +49,12 @@ def test_entries_agree_with_each_other_and_the_paper():
 
 
 @pytest.mark.parametrize('name', ['mask_rcnn_grc_pvt', 'retinanet_grc_swin', 'retinanet_pvt'])
-def test_parameters_and_epochs_are_the_configs(name):
+def test_counts_are_the_configs(name):
     (model,) = (model for model in MODELS if model['Name'] == name)
     config = Config.fromfile(REPOSITORY / model['Config'])
     assert model['Metadata']['Parameters'] == count_parameters(config)
     assert model['Metadata']['Epochs'] == config.train_cfg.max_epochs
+    assert model['Metadata']['Backbone FLOPs'] == count_flops(config, Options(size=FLOPS_SIZE))
     stages = config.model.backbone.get('grc', {}).get('stages', (0, 1, 2, 3))
     assert ('GRC attention' in model['Metadata']['Architecture']) == bool(stages)
 
@@ -72,13 +74,13 @@ def test_tables_are_up_to_date():
 def test_own_results_stand_in_their_column():
     model = {
         'Config': 'a.py',
-        'Metadata': {'Parameters': 1_250_000, 'Paper': {'box AP': 41.0}},
+        'Metadata': {'Parameters': 1_250_000, 'Backbone FLOPs': 2_000_000_000, 'Paper': {'box AP': 41.0}},
         'Results': [{'Task': 'Object Detection', 'Dataset': 'COCO', 'Metrics': {'box AP': 40.5}}],
     }
     assert model_table([model]).splitlines() == [
-        "| config | parameters | box AP, paper's | trained here |",
-        '| --- | ---: | ---: | --- |',
-        '| `a.py` | 1.2 M | 41.0 | box AP 40.5 |',
+        "| config | parameters | backbone, GFLOP | box AP, paper's | trained here |",
+        '| --- | ---: | ---: | ---: | --- |',
+        '| `a.py` | 1.2 M | 2 | 41.0 | box AP 40.5 |',
     ]
 
 
@@ -88,7 +90,7 @@ def copy(tmp_path):
     shutil.copytree(REPOSITORY / 'configs', tmp_path / 'configs')
     (tmp_path / 'model-index.yml').write_text('Import: [configs/one.yml]')
     (entry,) = (dict(model) for model in MODELS if model['Name'] == 'mask_rcnn_grc_pvt')
-    entry['Metadata'] = {'Epochs': 1, 'Parameters': 1, 'Paper': {'box AP': 41.0}}
+    entry['Metadata'] = {'Epochs': 1, 'Parameters': 1, 'Backbone FLOPs': 1, 'Paper': {'box AP': 41.0}}
     (tmp_path / 'configs' / 'one.yml').write_text('# kept\n' + yaml.safe_dump({'Models': [entry]}))
     (tmp_path / 'README.md').write_text(
         'a\n<!-- models of mask_rcnn_grc, by `make tables` -->\nold\n<!-- end of models -->\nb\n'

@@ -10,39 +10,10 @@ from mmengine.registry import init_default_scope
 from torch.nn.parallel import DistributedDataParallel
 
 from mmgrc.engine.ranks import LauncherError, check_environment, read_slurm_environment
+from tests.models.backbones import build, caches
 from tests.processes import run_ranks
 
-BACKBONES = {
-    'pvt': {
-        'type': 'GRCPyramidVisionTransformer',
-        'embed_dims': 8,
-        'num_layers': [2, 1, 1, 1],
-        'pretrain_img_size': 64,
-        'mlp_ratios': [2, 2, 2, 2],
-        'drop_path_rate': 0.0,
-    },
-    'swin': {
-        'type': 'GRCSwinTransformer',
-        'embed_dims': 8,
-        'depths': [2, 1, 1, 1],
-        'num_heads': [1, 2, 4, 8],
-        'window_size': 4,
-        'pretrain_img_size': 64,
-        'drop_path_rate': 0.0,
-    },
-}
 STEPS = 3
-
-
-def build(kind, **grc):
-    torch.manual_seed(0)
-    backbone = MODELS.build({**BACKBONES[kind], 'grc': grc})
-    backbone.init_weights()
-    return backbone.train()
-
-
-def caches(backbone):
-    return {name: branch.cache.clone() for name, branch in backbone.grc_layers().items()}
 
 
 def train(backbone, batches, factors=None, share=1.0):
@@ -70,7 +41,7 @@ def images(count, seed):
 
 def train_share(rank, kind, world_size, sync):
     batches = [images(2 * world_size, step)[2 * rank : 2 * rank + 2] for step in range(STEPS)]
-    return train(build(kind, sync=sync), batches)
+    return train(build(kind, grc={'sync': sync}), batches)
 
 
 def equal(left, right):

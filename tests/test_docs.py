@@ -119,6 +119,18 @@ def test_other_detector(tmp_path):
     assert {name.split('.')[1] for name in model.backbone.grc_layers()} == {'2', '3'}
 
 
+def test_each_row_of_the_contract_names_a_test_that_exists():
+    table = (REPOSITORY / 'README.md').read_text().split('[start:contract] -->')[1].split('<!--')[0]
+    rows = [line.split('|')[1:-1] for line in table.strip().splitlines()[2:]]
+    assert len(rows) > 15
+    for when, _, tests in rows:
+        named = re.findall(r'`(\S+\.py)::(\w+)`', tests)
+        assert named, when
+        for path, name in named:
+            source = (REPOSITORY / 'tests' / path).read_text()
+            assert re.search(rf'^(def {name}\(|{name} = )', source, re.M), f'{path}::{name}'
+
+
 def test_table_of_versions():
     text = (REPOSITORY / 'docs' / 'versions.md').read_text()
     for need in REQUIREMENTS:

@@ -6,6 +6,8 @@ stay MMDetection's, and only the computation is ours.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from mmdet.models.backbones import pvt, swin
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from .grc import GRC, Resampling
 
-__all__ = ['MixFFN', 'ShiftWindowMSA', 'SpatialReductionAttention', 'pad_to_kernel']
+__all__ = ['MixFFN', 'ShiftWindowMSA', 'SpatialReductionAttention', 'WindowOrder', 'make_window_order', 'pad_to_kernel']
 
 
 def pad_to_kernel(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -70,7 +72,8 @@ class SpatialReductionAttention(nn.Module):
         out, proposal = self.proj_drop(self._attend(x, hw_shape)), None
         if self.grc is not None:
             out, proposal = self.grc(x, out, hw_shape, cache, resampling)
-        return identity + self.dropout_layer(out), proposal
+        # In place, as below: a fresh map costs more than the sum.
+        return self.dropout_layer(out).add_(identity), proposal
 
     def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         attn = self.attn
@@ -118,7 +121,70 @@ class MixFFN(nn.Module):
                 x = F.linear(x, layer.weight.flatten(1), layer.bias)
             else:
                 x = layer(x.unflatten(1, hw_shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
-        return identity + self.dropout_layer(x)
+        return self.dropout_layer(x).add_(identity)
+
+
+class WindowOrder(NamedTuple):
+    """Where the tokens of a map stand in its shifted windows: pad, roll and partition as one gather, and one back."""
+
+    source: Tensor
+    """(rows cols N,), for each place in a window the token that stands there; any token where there is none."""
+    empty: Tensor
+    """(rows cols N, 1), bool: the places beyond the map, which hold zeros."""
+    target: Tensor
+    """(T,), for each token its place."""
+
+    def to_windows(self, tokens: Tensor) -> Tensor:
+        """(B, T, D) -> (B, rows cols N, D)."""
+        if torch.is_grad_enabled() and tokens.requires_grad:
+            return _Reorder.apply(tokens, self, True)
+        return tokens.index_select(1, self.source).masked_fill_(self.empty, 0)
+
+    def to_map(self, windows: Tensor) -> Tensor:
+        """(B, rows cols N, D) -> (B, T, D), the inverse."""
+        if torch.is_grad_enabled() and windows.requires_grad:
+            return _Reorder.apply(windows, self, False)
+        return windows.index_select(1, self.target)
+
+
+class _Reorder(torch.autograd.Function):
+    """The two gathers of a :class:`WindowOrder`, each of which is the gradient of the other."""
+
+    @staticmethod
+    def forward(ctx, tokens: Tensor, order: WindowOrder, windows: bool) -> Tensor:
+        ctx.order, ctx.windows = order, windows
+        return order.to_windows(tokens) if windows else order.to_map(tokens)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return (ctx.order.to_map(grad) if ctx.windows else ctx.order.to_windows(grad)), None, None
+
+
+def make_window_order(hw_shape: tuple[int, int], size: int, shift: int, device: torch.device) -> WindowOrder:
+    """Find the order of a map's tokens in windows of ``size`` rows and columns, after a shift up and left by ``shift``.
+
+    Args:
+        hw_shape: Rows and columns of the map.
+        size: Rows and columns of a window. The map is padded at the bottom and right to whole windows.
+        shift: By how many rows and columns the padded map is rolled before it is cut.
+        device: Where the order will be used.
+    """
+    places, sources, inside = [], [], []
+    counts = [(length + size - 1) // size for length in hw_shape]
+    for length, count in zip(hw_shape, counts, strict=True):
+        line = torch.arange(count * size, device=device)
+        # What stands at each place after the roll.
+        source = line.roll(-shift)
+        sources.append(source.clamp(max=length - 1).unflatten(0, (count, size)))
+        inside.append((source < length).unflatten(0, (count, size)))
+        places.append(line.roll(shift)[:length])
+    # (rows, cols, size, size)
+    source = sources[0][:, None, :, None] * hw_shape[1] + sources[1][:, None, :][None]
+    empty = ~(inside[0][:, None, :, None] & inside[1][:, None, :][None])
+    row, col = places[0][:, None], places[1]
+    window = row // size * counts[1] + col // size
+    target = (window * size + row % size) * size + col % size
+    return WindowOrder(source.flatten(), empty.flatten()[:, None], target.flatten())
 
 
 class ShiftWindowMSA(nn.Module):
@@ -164,20 +230,18 @@ class ShiftWindowMSA(nn.Module):
 
     def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         size, shift, msa = self.window_size, self.shift_size, self.w_msa
-        height, width = hw_shape
-        rows, cols = (height + size - 1) // size, (width + size - 1) // size
-        grid = F.pad(x.unflatten(1, hw_shape), (0, 0, 0, cols * size - width, 0, rows * size - height))
-        if shift:
-            grid = grid.roll((-shift, -shift), dims=(1, 2))
-        # (B, rows size, cols size, D) -> (B rows cols, size size, D)
-        windows = grid.unflatten(2, (cols, size)).unflatten(1, (rows, size)).transpose(2, 3).flatten(3, 4).flatten(0, 2)
+        rows, cols = ((length + size - 1) // size for length in hw_shape)
+        order = make_window_order(hw_shape, size, shift, x.device)
+        # (B, T, D) -> (B rows cols, N, D), N = size size
+        windows = order.to_windows(x).unflatten(1, (-1, size * size)).flatten(0, 1)
 
         # (B rows cols, N, 3 D) -> 3 x (B rows cols, heads, N, D / heads)
         query, key, value = msa.qkv(windows).unflatten(2, (3, msa.num_heads, -1)).permute(2, 0, 3, 1, 4)
         bias = msa.relative_position_bias_table[msa.relative_position_index].permute(2, 0, 1)[None]
         if shift:
             # Tokens that the shift brought together from two sides of the map do not attend each other.
-            bias = (bias + self._shift_mask(rows, cols, bias)[:, None]).repeat(x.shape[0], 1, 1, 1)
+            bias = bias + self._shift_mask(rows, cols, bias)[:, None]
+            bias = bias.expand(x.shape[0], -1, -1, -1, -1).flatten(0, 1)
         out = F.scaled_dot_product_attention(
             query,
             key,
@@ -187,11 +251,7 @@ class ShiftWindowMSA(nn.Module):
             scale=msa.scale,
         )
         out = msa.proj_drop(msa.proj(out.transpose(1, 2).flatten(2)))
-
-        out = out.unflatten(1, (size, size)).unflatten(0, (-1, rows, cols)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        if shift:
-            out = out.roll((shift, shift), dims=(1, 2))
-        return out[:, :height, :width].flatten(1, 2)
+        return order.to_map(out.unflatten(0, (x.shape[0], -1)).flatten(1, 2))
 
     def _shift_mask(self, rows: int, cols: int, like: Tensor) -> Tensor:
         """0 where two tokens of a window are neighbours on the map, -100 elsewhere, (rows cols, N, N)."""

@@ -418,9 +418,10 @@ class GRC(nn.Module):
         o_mem = F.dropout(o_mem, self.proj_drop, self.training)
 
         keep = (1 - alpha).repeat_interleave(self.embed_dims // self.num_heads)
-        out = torch.addcmul(o_mem, o_self, keep.to(o_self.dtype))
+        # In place: a fresh map costs more than the sum.
+        out = o_mem.addcmul_(o_self, keep.to(o_self.dtype))
         if self.pos_conv is not None:
-            out = out + self.pos_conv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
+            out.add_(self.pos_conv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2))
         return out, proposal
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from .layers import number_layers, stage_style
 
@@ -99,6 +100,7 @@ def draw_metrics(axis: Axes, validation: Mapping[int, dict]) -> None:
         values = [record.get(name) for record in validation.values()]
         axis.plot(list(validation), values, marker=marker, label=name.removeprefix('coco/'))
     axis.set(xlabel='epoch', ylabel='mAP', title='Validation', ylim=(0, 1))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axis)
 
 

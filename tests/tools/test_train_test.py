@@ -118,6 +118,7 @@ def test_killed_run_resumes(run_tool, trained, shapes, tmp_path):
         ),
         ('train', [SHAPES_CONFIG, '--resume', '/nothing/epoch_1.pth'], 'there is no checkpoint /nothing/epoch_1.pth'),
         ('train', [SHAPES_CONFIG, '--cfg-options', 'model.backbone.grc.cache_ratio=0.3'], 'grc.cache_ratio=0.3'),
+        ('train', [SHAPES_CONFIG, '--amp'], '--amp needs a GPU'),
         ('test', [SHAPES_CONFIG, '/nothing/epoch_1.pth'], 'there is no checkpoint'),
         ('test', [SHAPES_CONFIG, 'README.md'], 'README.md cannot be read as weights'),
         ('test', [SHAPES_CONFIG, 'README.md', '--out', 'out.json'], 'name it .pkl'),

@@ -128,11 +128,11 @@ def _build(config: Config, options: Options) -> tuple[nn.Module, Callable[[], ob
     model.init_weights()
     model.to(options.device).train(options.mode == 'train')
     run = torch.compile(model) if options.compile else model
-    autocast = contextlib.nullcontext
-    if options.dtype != 'fp32':
+    device = torch.device(options.device)
 
-        def autocast() -> torch.autocast:
-            return torch.autocast(torch.device(options.device).type, DTYPES[options.dtype])
+    def autocast() -> contextlib.AbstractContextManager:
+        single = options.dtype == 'fp32'
+        return contextlib.nullcontext() if single else torch.autocast(device.type, DTYPES[options.dtype])
 
     if options.part == 'backbone':
         images = torch.randn(options.batch, 3, *options.size, device=options.device)

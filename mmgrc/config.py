@@ -28,7 +28,13 @@ def config_path(name: str) -> str:
     if '::' not in name:
         return name
     if not name.startswith(PREFIX):
-        return Config._get_cfg_path(name, '')[0]
+        try:
+            return Config._get_cfg_path(name, '')[0]
+        except ValueError as error:
+            raise ValueError(
+                f'{name!r} names no config: write PACKAGE::FOLDER/NAME.py, as in '
+                'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
+            ) from error
     path = CONFIG_DIR / name.removeprefix(PREFIX)
     if not path.is_file():
         names = sorted(str(p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob('*.py') if '_base_' not in p.parts)

@@ -14,6 +14,7 @@ from mmdet.models.backbones import pvt, swin
 from torch import Tensor, nn
 
 from .grc import GRC, Resampling
+from .linear import linear
 
 __all__ = ['MixFFN', 'ShiftWindowMSA', 'SpatialReductionAttention', 'WindowOrder', 'make_window_order', 'pad_to_kernel']
 
@@ -81,10 +82,10 @@ class SpatialReductionAttention(nn.Module):
         if self.sr_ratio > 1:
             grid = x.unflatten(1, hw_shape).permute(0, 3, 1, 2)
             reduced = self.norm(self.sr(pad_to_kernel(grid, self.sr)).flatten(2).transpose(1, 2))
-            query = F.linear(x, weight[:dims], None if bias is None else bias[:dims])
-            key, value = F.linear(reduced, weight[dims:], None if bias is None else bias[dims:]).chunk(2, dim=2)
+            query = linear(x, weight[:dims], None if bias is None else bias[:dims])
+            key, value = linear(reduced, weight[dims:], None if bias is None else bias[dims:]).chunk(2, dim=2)
         else:
-            query, key, value = F.linear(x, weight, bias).chunk(3, dim=2)
+            query, key, value = linear(x, weight, bias).chunk(3, dim=2)
         # (B, T, D) -> (B, heads, T, D / heads)
         query, key, value = (t.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
         out = F.scaled_dot_product_attention(query, key, value, dropout_p=attn.dropout if self.training else 0.0)
@@ -118,7 +119,7 @@ class MixFFN(nn.Module):
             if not isinstance(layer, nn.Conv2d):
                 x = layer(x)
             elif layer.kernel_size == (1, 1):
-                x = F.linear(x, layer.weight.flatten(1), layer.bias)
+                x = linear(x, layer.weight.flatten(1), layer.bias)
             else:
                 x = layer(x.unflatten(1, hw_shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
         return self.dropout_layer(x).add_(identity)

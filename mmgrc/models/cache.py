@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .convert import load_converted
 from .grc import GRC, GRCConfig, Resampling, make_resampling, valid_extent
+from .linear import replace_linear_layers
 
 __all__ = ['CacheStep', 'CachedBackbone', 'CachedBlock']
 
@@ -128,7 +129,8 @@ class CachedBackbone(nn.Module):
     """Training steps since the start of the process that were not stored, for a value that is not finite."""
 
     def init_caches(self, grc: GRCConfig) -> None:
-        """Take the options and make loading loud; called once, when all branches are in place."""
+        """Take the options, speed up the layers and make loading loud; called once, when all branches are in place."""
+        replace_linear_layers(self)
         self.grc = grc
         self.skipped_commits = 0
         self._nonfinite_logged = False

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import linear
+
 __all__ = ['GRC', 'GRCConfig', 'MemoryAttention', 'Resampling', 'make_resampling', 'valid_extent']
 
 VARIANTS = ('code', 'paper')
@@ -250,7 +252,7 @@ class MemoryAttention(nn.Module):
         """
         query, key, value = self._project(x, memory)
         read = F.scaled_dot_product_attention(query, key, value, dropout_p=self.attn_drop if self.training else 0.0)
-        return F.linear(read.transpose(1, 2).flatten(2), weight, bias)
+        return linear(read.transpose(1, 2).flatten(2), weight, bias)
 
     def attention(self, x: Tensor, memory: Tensor) -> Tensor:
         """The attention itself, which :meth:`forward` never holds in memory; for pictures.

@@ -8,6 +8,9 @@ CONFIG := configs/shapes/mask_rcnn_grc_pvt.py
 SHAPES := data/shapes
 DEMO := work_dirs/demo
 CHECKPOINT := $(DEMO)/epoch_5.pth
+# make demo OPTIONS='KEY=VALUE ...': what else --cfg-options says.
+OPTIONS ?=
+CFG_OPTIONS := $(if $(OPTIONS),--cfg-options $(OPTIONS))
 
 .PHONY: help env demo test test-slurm lint format tables docs clean-demo
 help: ## List the targets
@@ -21,8 +24,8 @@ $(STAMP): requirements.txt pyproject.toml tools/install.sh
 
 demo: env ## Train on generated images, evaluate box and mask mAP, draw (minutes on two cores)
 	@test -f $(SHAPES)/annotations/instances_val.json || $(PY) tools/make_shapes.py $(SHAPES)
-	@test -f $(CHECKPOINT) || $(PY) tools/train.py $(CONFIG) --work-dir $(DEMO) --resume
-	$(PY) tools/test.py $(CONFIG) $(CHECKPOINT) --work-dir $(DEMO)/test --out $(DEMO)/predictions.pkl
+	@test -f $(CHECKPOINT) || $(PY) tools/train.py $(CONFIG) --work-dir $(DEMO) --resume $(CFG_OPTIONS)
+	$(PY) tools/test.py $(CONFIG) $(CHECKPOINT) --work-dir $(DEMO)/test --out $(DEMO)/predictions.pkl $(CFG_OPTIONS)
 	$(PY) tools/draw_predictions.py $(CONFIG) $(DEMO)/predictions.pkl --out $(DEMO)/predictions.png
 	$(PY) tools/plot_run.py $(DEMO) --out $(DEMO)/curves.png
 	@echo

@@ -1,5 +1,7 @@
 """`torch.export` and ONNX: the caches are constants of the graph, and onnxruntime computes what PyTorch does."""
 
+import re
+
 import onnxruntime
 import pytest
 import torch
@@ -7,6 +9,7 @@ from mmdet.models.necks import FPN
 from torch import nn
 from torch.export import Dim
 
+from tests.conftest import REPOSITORY
 from tests.models.backbones import CHANNELS, FAMILIES, TWO_STAGES, assert_same, build
 
 family = pytest.mark.parametrize('family', FAMILIES)
@@ -54,6 +57,11 @@ class Neck(nn.Module):
 
 def assert_onnx_equals(program, model, path, sizes):
     torch.onnx.export(program, f=path, dynamo=True, verbose=False)
+    assert_same_in_onnxruntime(path, model, sizes)
+
+
+@torch.no_grad()
+def assert_same_in_onnxruntime(path, model, sizes):
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     assert [node.name for node in session.get_inputs()] == ['x']  # the caches are constants
     for size in sizes:
@@ -83,3 +91,11 @@ def test_export_and_onnx_with_the_neck_at_any_size(family, tmp_path):
         x = padded(*size)
         assert_same(program.module()(x), model(x), 1e-4)
     assert_onnx_equals(program, model, tmp_path / 'model.onnx', sizes)
+
+
+def test_as_the_page_says(tmp_path, monkeypatch):
+    (code,) = re.findall(r'```python\n(.*?)```', (REPOSITORY / 'docs' / 'export.md').read_text(), re.S)
+    backbone = trained('pvt', **TWO_STAGES['pvt'])
+    monkeypatch.chdir(tmp_path)
+    exec(code, {'torch': torch, 'backbone': backbone, 'images': padded(2, 3, 64, 96)})
+    assert_same_in_onnxruntime('backbone.onnx', backbone, [(3, 3, 128, 96)])

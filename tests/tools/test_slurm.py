@@ -102,6 +102,11 @@ def test_requeued_job_ends_as_the_unbroken_one(slurm, four_images, tmp_path):
     assert 'Distributed launcher: slurm' in output
     assert f'Epoch(train) [{EPOCHS}][{STEPS}/{STEPS}]' in output
 
+    test = ['tools/slurm_test.sh', 'debug', 'mmgrc', SHAPES_CONFIG, unbroken / f'epoch_{EPOCHS}.pth']
+    output = run(slurm, four_images, *test, '--work-dir', tmp_path / 'test', '--cfg-options', *NARROW)
+    assert 'Distributed launcher: slurm' in output
+    assert 'coco/segm_mAP' in output
+
     command = ['tools/sbatch_train.sh', 'debug', 'mmgrc', SHAPES_CONFIG, work_dir, '--cfg-options', *OPTIONS]
     job = run(slurm, four_images, *command).split()[-1]
     log = work_dir / f'slurm-{job}.out'

@@ -1,0 +1,252 @@
+"""Every command of README, CONTRIBUTING and docs is typed into a clone, from a page's first line to its last."""
+
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from mmdet.datasets import CocoDataset
+from mmdet.models.backbones import PyramidVisionTransformer
+
+from mmgrc.datasets import write_shapes
+from tests.conftest import REPOSITORY
+from tests.forked_python import CLIENT
+from tests.models.published import original_pvt
+
+BLOCK = re.compile(r'```(\w+)\n(.*?)```', re.S)
+PAGES = [REPOSITORY / 'README.md', REPOSITORY / 'CONTRIBUTING.md', *sorted((REPOSITORY / 'docs').glob('*.md'))]
+PAGES = [page for page in PAGES if BLOCK.search(page.read_text())]
+
+# What a reader puts in.
+PLACEHOLDERS = {
+    '/path/to/coco': 'elsewhere/coco',
+    # A copy of the config lies in the work dir, with the options that it was trained with.
+    'CONFIG': 'work_dirs/mask_rcnn_grc_pvt/mask_rcnn_grc_pvt.py',
+    'CHECKPOINT': 'work_dirs/mask_rcnn_grc_pvt/epoch_1.pth',
+    # The trial of the COCO configs has one epoch.
+    'epoch_12': 'epoch_1',
+    "IMAGE|DIR|'GLOB'": "'data/shapes/val/00000[12].png'",
+    'IMAGE': 'data/shapes/val/000001.png',
+    'SRC': 'pvt_tiny.pth',
+    'DST': 'converted.pth',
+    'PARTITION': 'debug',
+    'JOB_NAME': 'mmgrc',
+    'WORK_DIR': 'work_dirs/job',
+}
+VARIABLES = r'(\w+=\S+ )*'
+# Commands that take long, and where their page has the options to try them with.
+TRIALS = {
+    r'make demo': r'`make demo (OPTIONS=[^`]+)`',
+    rf'{VARIABLES}python tools/(train|test)\.py ': (
+        r'To try (?:(?!\n\n).)+\n\n```shell\n[^`\n]+ (--cfg-options [^`\n]+)\n```'
+    ),
+    r'python tools/benchmark\.py ': r'`(--size \d+ \d+ --runs \d+)`',
+}
+
+
+class Instead(NamedTuple):
+    """What is typed in a command's place."""
+
+    option: str | None
+    """Added to the command; None: nothing is typed."""
+    why: str
+    test: str
+    """What runs it, below `tests/`."""
+
+
+NOT_EXECUTED = {
+    r'make env$': Instead('--dry-run', 'fetches packages', 'test_repository.py::test_the_workflow_is_ci_run'),
+    r'make test$': Instead('--dry-run', 'runs these tests', 'test_repository.py::test_the_workflow_is_ci_run'),
+    r'pip install pre-commit ': Instead(
+        None, 'fetches packages', 'test_repository.py::test_pre_commit_has_the_pinned_ruff'
+    ),
+    r'pip install (torch|--no-build-isolation mmcv|\.)': Instead(
+        None, 'fetches and compiles packages', 'test_wheel.py::test_wheel_works_on_its_own'
+    ),
+    rf'{VARIABLES}tools/dist_\w+\.sh ': Instead(
+        '--dry-run',
+        'several GPUs or machines',
+        'tools/test_launchers.py::test_dead_rank_ends_the_job_which_resumes_and_tests',
+    ),
+    rf'{VARIABLES}tools/s\w+\.sh ': Instead(
+        '--dry-run', 'Slurm', 'tools/test_slurm.py::test_requeued_job_ends_as_the_unbroken_one'
+    ),
+}
+# Python that is a part of something; a test does the rest.
+PARTS = {
+    'README.md': 'test_docs.py::test_options_of_grc',
+    'export.md': 'models/test_export.py::test_as_the_page_says',
+    'other_detectors.md': 'test_docs.py::test_other_detector',
+}
+
+
+def entry(table, command):
+    """The table's value for a command, or None."""
+    return next((value for pattern, value in table.items() if re.match(pattern, command)), None)
+
+
+def filled_in(command):
+    for placeholder, value in PLACEHOLDERS.items():
+        command = re.sub(rf'(?<!\w){re.escape(placeholder)}(?!\w)', value, command)
+    left = re.search(r'\b[A-Z][A-Z_]+\b(?!=)|/path/\S*', command)
+    assert not left, f'{left[0]} is no entry of PLACEHOLDERS'
+    return command
+
+
+def shortened(command, page):
+    """With the page's options for a trial."""
+    place = entry(TRIALS, command)
+    if place is None:
+        return command
+    options = re.search(place, page, re.S)
+    assert options, 'the command takes long, and its page has no options to try it with'
+    return command if command.endswith(options[1]) else f'{command} {options[1]}'
+
+
+class Clone:
+    """A copy of the repository, with its environment, and COCO beside it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not re.match(r'.+_ROOT$|PYTHON$|GPUS|PORT$', name)},
+            'PYTHONPATH': str(folder),
+            'CUDA_VISIBLE_DEVICES': '',
+            'OMP_NUM_THREADS': '1',
+        }
+        self.followed = set()
+        self.typed = set()
+
+    def follow(self, page):
+        """Do what a page says, once."""
+        if page in self.followed:
+            return
+        self.followed.add(page)
+        text = page.read_text()
+        # What lasts in a shell.
+        self.state = ['. .venv/bin/activate']
+        for block in BLOCK.finditer(text):
+            language, content = block.groups()
+            assert language in ('shell', 'python'), f'{page.name}: ```{language}'
+            if language == 'shell':
+                for line in content.splitlines():
+                    if command := re.sub(r'(^|\s+)#.*', '', line):
+                        self.follow_command(command, text, page.name)
+            elif name := re.search(r'`([\w./]+)`:\s*$', text[: block.start()]):
+                (self.folder / name[1]).write_text(content)
+            elif page.name not in PARTS:
+                self.type(f'python -c {shlex.quote(content)}', page.name)
+
+    def follow_command(self, command, text, page):
+        try:
+            assert '\\' not in command, 'a command on several lines'
+            line = filled_in(command)
+            if instead := entry(NOT_EXECUTED, command):
+                for word in shlex.split(line):
+                    assert not word.startswith('configs/') or (self.folder / word).is_file(), f'there is no {word}'
+                line = instead.option and f'{line} {instead.option}'
+            else:
+                line = shortened(line, text)
+        except AssertionError as error:
+            raise AssertionError(f'{page}: {command}: {error}') from error
+        if line:
+            self.type(line, page)
+            if line.startswith(('export ', '. ')):
+                self.state.append(line)
+
+    def type(self, line, page):
+        """Run a line in a shell; not again what ran in the same state."""
+        script = '\n'.join([*self.state, line])
+        if script in self.typed:
+            return
+        self.typed.add(script)
+        result = subprocess.run(
+            ['bash', '-ec', script],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        report = f'{page}: {line}\n{result.stdout[-3000:]}'
+        assert result.returncode == 0, report
+        assert 'Traceback' not in result.stdout, report
+        for option, value in itertools.pairwise(shlex.split(line)):
+            if option in ('--out', '--out-dir'):
+                assert (self.folder / value).exists(), f'{value} is not there after {report}'
+
+
+def write_coco(root):
+    """Shapes that are called by the first names of COCO's classes, in COCO's layout."""
+    write_shapes(root, images=4, val=2, size=(96, 64), seed=3)
+    categories = [{'id': i, 'name': name} for i, name in enumerate(CocoDataset.METAINFO['classes'], start=1)]
+    for split in ('train', 'val'):
+        (root / split).rename(root / f'{split}2017')
+        annotations = root / 'annotations' / f'instances_{split}.json'
+        content = {**json.loads(annotations.read_text()), 'categories': categories}
+        annotations.with_name(f'instances_{split}2017.json').write_text(json.dumps(content))
+
+
+@pytest.fixture(scope='module')
+def clone(tmp_path_factory):
+    # A socket's path must be short.
+    with tempfile.TemporaryDirectory(prefix='mmgrc-') as folder:
+        folder = Path(folder) / 'mmgrc'
+        left_out = ('.git', '.venv', 'data', 'work_dirs', 'build', '.*_cache', '__pycache__', '.hypothesis')
+        shutil.copytree(REPOSITORY, folder, symlinks=True, ignore=shutil.ignore_patterns(*left_out))
+        write_coco(folder / 'elsewhere' / 'coco')
+        (folder / 'data').mkdir()
+        (folder / 'data' / 'coco').symlink_to('../elsewhere/coco')
+        # What PVT's release page has, but small.
+        stock = PyramidVisionTransformer(embed_dims=16, num_layers=[1, 1, 1, 1])
+        torch.save(original_pvt(stock.state_dict()), folder / 'pvt_tiny.pth')
+        # ruff reads .gitignore in a repository alone.
+        subprocess.run(['git', 'init', '-q', folder], check=True)
+        clone = Clone(folder)
+        venv.create(folder / '.venv')
+        python = folder / '.venv' / 'bin' / 'python'
+        python.unlink()
+        python.write_text(CLIENT.format(python=sys.executable, socket=str(folder / 'socket')))
+        python.chmod(0o755)
+        # Newer than what the environment is made from.
+        (folder / '.venv' / '.installed').touch()
+        with subprocess.Popen(
+            [sys.executable, '-m', 'tests.forked_python', folder / 'socket'],
+            cwd=folder,
+            env=clone.environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as server:
+            try:
+                assert server.stdout.readline() == f'{folder}\n'
+                yield clone
+            finally:
+                # With what it has forked.
+                os.killpg(server.pid, signal.SIGKILL)
+
+
+@pytest.mark.xdist_group('commands')
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_every_command_of_the_page(page, clone):
+    # The demo and the detector of COCO are the README's.
+    clone.follow(PAGES[0])
+    clone.follow(page)
+
+
+@pytest.mark.parametrize('test', [*(instead.test for instead in NOT_EXECUTED.values()), *PARTS.values()])
+def test_what_is_not_executed_has_a_test(test):
+    path, name = test.split('::')
+    assert re.search(rf'^def {name}\(', (REPOSITORY / 'tests' / path).read_text(), re.M)

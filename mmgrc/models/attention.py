@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from mmdet.models.backbones import pvt, swin
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .grc import GRC, Resampling
 from .linear import linear
@@ -188,6 +189,47 @@ def make_window_order(hw_shape: tuple[int, int], size: int, shift: int, device: 
     return WindowOrder(source.flatten(), empty.flatten()[:, None], target.flatten())
 
 
+def _window_bias(bias: Tensor, mask: Tensor | None, windows: int) -> Tensor:
+    """Position bias (heads, N, N) and shift mask (rows cols, N, N) of all windows: (1 or B rows cols, heads, N, N)."""
+    if mask is None:
+        return bias[None]
+    joined = bias + mask[:, None]
+    return joined.expand(windows // mask.shape[0], -1, -1, -1, -1).flatten(0, 1)
+
+
+def _lacks_bias_gradient(query: Tensor) -> bool:
+    """Whether PyTorch would hold the attention maps: its fused kernel for the CPU has no gradient of a bias."""
+    return query.device.type == 'cpu' and not torch.compiler.is_compiling()
+
+
+class _BiasedAttention(torch.autograd.Function):
+    """Fused attention with a bias that learns: the maps are made anew in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, bias, mask)
+        ctx.scale = scale
+        joined = _window_bias(bias, mask, query.shape[0])
+        return F.scaled_dot_product_attention(query, key, value, joined, scale=scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, bias, mask = ctx.saved_tensors
+        scores = (query @ key.mT).mul_(ctx.scale).add_(bias)
+        if mask is not None:
+            scores.unflatten(0, (-1, mask.shape[0])).add_(mask[:, None])
+        attention = scores.softmax(dim=3)
+        grad_value = attention.mT @ grad
+        grad_scores = (grad @ value.mT).mul_(attention)
+        grad_scores.addcmul_(attention, grad_scores.sum(dim=3, keepdim=True), value=-1)
+        grad_bias = grad_scores.sum(dim=0)
+        grad_scores.mul_(ctx.scale)
+        return grad_scores @ key, grad_scores.mT @ query, grad_value, grad_bias, None, None
+
+
 class ShiftWindowMSA(nn.Module):
     """Swin's shifted-window attention on the fused kernel, with a GRC branch where one is given.
 
@@ -238,19 +280,15 @@ class ShiftWindowMSA(nn.Module):
 
         # (B rows cols, N, 3 D) -> 3 x (B rows cols, heads, N, D / heads)
         query, key, value = msa.qkv(windows).unflatten(2, (3, msa.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        bias = msa.relative_position_bias_table[msa.relative_position_index].permute(2, 0, 1)[None]
-        if shift:
-            # Tokens that the shift brought together from two sides of the map do not attend each other.
-            bias = bias + self._shift_mask(rows, cols, bias)[:, None]
-            bias = bias.expand(x.shape[0], -1, -1, -1, -1).flatten(0, 1)
-        out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=bias.to(query.dtype),
-            dropout_p=msa.attn_drop.p if self.training else 0.0,
-            scale=msa.scale,
-        )
+        bias = msa.relative_position_bias_table[msa.relative_position_index].permute(2, 0, 1).to(query.dtype)
+        # Tokens that the shift brought together from two sides of the map do not attend each other.
+        mask = self._shift_mask(rows, cols, bias) if shift else None
+        dropout = msa.attn_drop.p if self.training else 0.0
+        if torch.is_grad_enabled() and bias.requires_grad and not dropout and _lacks_bias_gradient(query):
+            out = _BiasedAttention.apply(query, key, value, bias, mask, msa.scale)
+        else:
+            mask = _window_bias(bias, mask, query.shape[0])
+            out = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=msa.scale)
         out = msa.proj_drop(msa.proj(out.transpose(1, 2).flatten(2)))
         return order.to_map(out.unflatten(0, (x.shape[0], -1)).flatten(1, 2))
 

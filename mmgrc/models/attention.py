@@ -13,11 +13,20 @@ import torch.nn.functional as F
 from mmdet.models.backbones import pvt, swin
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from .grc import GRC, Resampling
 from .linear import linear
 
-__all__ = ['MixFFN', 'ShiftWindowMSA', 'SpatialReductionAttention', 'WindowOrder', 'make_window_order', 'pad_to_kernel']
+__all__ = [
+    'FFN',
+    'MixFFN',
+    'ShiftWindowMSA',
+    'SpatialReductionAttention',
+    'WindowOrder',
+    'make_window_order',
+    'pad_to_kernel',
+]
 
 
 def pad_to_kernel(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -124,6 +133,40 @@ class MixFFN(nn.Module):
             else:
                 x = layer(x.unflatten(1, hw_shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
         return self.dropout_layer(x).add_(identity)
+
+
+class FFN(nn.Module):
+    """Swin's feed-forward layer, which holds its widest map once in training: the activation is made anew.
+
+    Args:
+        stock: The layer of mmcv whose submodules are adopted.
+    """
+
+    def __init__(self, stock: swin.FFN) -> None:
+        super().__init__()
+        self.layers = stock.layers
+        self.dropout_layer = stock.dropout_layer
+
+    def forward(self, x: Tensor, identity: Tensor) -> Tensor:
+        """Feed the tokens forward.
+
+        Args:
+            x: (B, T, D), normed tokens.
+            identity: (B, T, D), what the result is added to.
+
+        Returns:
+            (B, T, D).
+        """
+        hidden = self.layers[0][0](x)
+        # Of the second forward, only what the backward pass needs is run: not the linear layer.
+        held = torch.is_grad_enabled() and hidden.requires_grad
+        out = checkpoint(self._shrink, hidden, use_reentrant=False) if held else self._shrink(hidden)
+        return self.dropout_layer(out).add_(identity)
+
+    def _shrink(self, hidden: Tensor) -> Tensor:
+        for layer in (*self.layers[0][1:], *self.layers[1:]):
+            hidden = layer(hidden)
+        return hidden
 
 
 class WindowOrder(NamedTuple):

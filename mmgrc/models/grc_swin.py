@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from mmengine.utils import to_2tuple
 from torch import Tensor
 
-from .attention import ShiftWindowMSA
+from .attention import FFN, ShiftWindowMSA
 from .cache import CachedBackbone, CachedBlock
 from .convert import convert_swin
 from .grc import GRC, GRCConfig, Resampling
@@ -36,7 +36,7 @@ class SwinBlock(CachedBlock):
         self.norm1 = stock.norm1
         self.attn = ShiftWindowMSA(stock.attn, grc)
         self.norm2 = stock.norm2
-        self.ffn = stock.ffn
+        self.ffn = FFN(stock.ffn)
 
     def _attend(
         self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
@@ -45,7 +45,7 @@ class SwinBlock(CachedBlock):
         return x + out, proposal
 
     def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        return self.ffn(self.norm2(x), identity=x)
+        return self.ffn(self.norm2(x), x)
 
 
 @MODELS.register_module()

@@ -102,7 +102,7 @@ def plot_lambda(checkpoints: Sequence[str | Path], out: str | Path, names: Seque
     )
     for axis, layers, name in zip(axes[0], shares, names, strict=True):
         # Long paths: what tells them apart is at the end.
-        draw_lambda(axis, layers, name if len(name) <= 42 else f'...{name[-39:]}')
+        draw_lambda(axis, layers, name if len(name) <= 36 else f'...{name[-33:]}')
         axis.label_outer()
     figure.tight_layout()
     figure.savefig(out, dpi=130)

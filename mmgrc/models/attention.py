@@ -6,17 +6,17 @@ stay MMDetection's, and only the computation is ours.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from mmdet.models.backbones import pvt, swin
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
+from .chunks import in_chunks
 from .grc import GRC, Resampling
-from .linear import linear
+from .linear import linear, prefers_onednn
 
 __all__ = [
     'FFN',
@@ -92,14 +92,44 @@ class SpatialReductionAttention(nn.Module):
         if self.sr_ratio > 1:
             grid = x.unflatten(1, hw_shape).permute(0, 3, 1, 2)
             reduced = self.norm(self.sr(pad_to_kernel(grid, self.sr)).flatten(2).transpose(1, 2))
-            query = linear(x, weight[:dims], None if bias is None else bias[:dims])
-            key, value = linear(reduced, weight[dims:], None if bias is None else bias[dims:]).chunk(2, dim=2)
+            key_value = linear(reduced, weight[dims:], None if bias is None else bias[dims:])
         else:
-            query, key, value = linear(x, weight, bias).chunk(3, dim=2)
-        # (B, T, D) -> (B, heads, T, D / heads)
-        query, key, value = (t.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
-        out = F.scaled_dot_product_attention(query, key, value, dropout_p=attn.dropout if self.training else 0.0)
-        return attn.out_proj(out.transpose(1, 2).flatten(2))
+            key_value = linear(x, weight[dims:], None if bias is None else bias[dims:])
+        # (B, K, 2 D) -> 2 x (B, heads, K, D / heads)
+        key, value = key_value.unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+        def attend_chunk(x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            query = linear(x, weight[:dims], None if bias is None else bias[:dims])
+            return attn.out_proj(_attend(query, key, value, attn.dropout if self.training else 0.0))
+
+        return in_chunks(attend_chunk, [x], [key, value], width=attn.num_heads * key.shape[2])
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+    """Multi-head attention, as :func:`torch.nn.functional.scaled_dot_product_attention` with the heads side by side.
+
+    PyTorch's kernel for float32 on the CPU is built on MKL's matrix product; for the tokens of one image our linear
+    layer is faster, at the price of an attention map: hence chunks.
+
+    Args:
+        query: (B, T, heads C).
+        key: (B, heads, K, C).
+        value: (B, heads, K, C).
+        dropout: Dropout of the attention, in [0, 1].
+
+    Returns:
+        (B, T, heads C).
+    """
+    heads, _, channels = key.shape[1:]
+    queries = query.unflatten(2, (heads, channels))
+    if dropout or not prefers_onednn(query) or query.shape[0] > 1:
+        read = F.scaled_dot_product_attention(queries.transpose(1, 2), key, value, dropout_p=dropout)
+        return read.transpose(1, 2).flatten(2)
+    reads = [
+        linear(linear(q, k * channels**-0.5).softmax(dim=1), v.t())
+        for q, k, v in zip(queries[0].unbind(1), key[0], value[0], strict=True)
+    ]
+    return torch.cat(reads, dim=1)[None]
 
 
 class MixFFN(nn.Module):
@@ -114,29 +144,36 @@ class MixFFN(nn.Module):
         self.layers = stock.layers
         self.dropout_layer = stock.dropout_layer
 
-    def forward(self, x: Tensor, hw_shape: tuple[int, int], identity: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.Module, hw_shape: tuple[int, int]) -> Tensor:
         """Feed the tokens forward.
 
         Args:
-            x: (B, T, D), normed tokens.
+            x: (B, T, D), tokens; the result is added to them.
+            norm: The block's norm of them.
             hw_shape: Rows and columns of the tokens.
-            identity: (B, T, D), what the result is added to.
 
         Returns:
             (B, T, D).
         """
-        for layer in self.layers:
-            if not isinstance(layer, nn.Conv2d):
-                x = layer(x)
-            elif layer.kernel_size == (1, 1):
-                x = linear(x, layer.weight.flatten(1), layer.bias)
-            else:
-                x = layer(x.unflatten(1, hw_shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
-        return self.dropout_layer(x).add_(identity)
+        layers, out = [norm, *self.layers], x
+        depthwise = [n for n, layer in enumerate(layers) if isinstance(layer, nn.Conv2d) and layer.groups > 1]
+        for number in depthwise:
+            out = self._run(layers[:number], out)
+            out = layers[number](out.unflatten(1, hw_shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
+            layers = layers[number + 1 :]
+        return self.dropout_layer(self._run(layers, out)).add_(x)
+
+    def _run(self, layers: list[nn.Module], x: Tensor) -> Tensor:
+        def run(x: Tensor) -> Tensor:
+            for layer in layers:
+                x = linear(x, layer.weight.flatten(1), layer.bias) if isinstance(layer, nn.Conv2d) else layer(x)
+            return x
+
+        return in_chunks(run, [x], width=self.layers[0].out_channels)
 
 
 class FFN(nn.Module):
-    """Swin's feed-forward layer, which holds its widest map once in training: the activation is made anew.
+    """Swin's feed-forward layer in chunks of the tokens.
 
     Args:
         stock: The layer of mmcv whose submodules are adopted.
@@ -147,26 +184,18 @@ class FFN(nn.Module):
         self.layers = stock.layers
         self.dropout_layer = stock.dropout_layer
 
-    def forward(self, x: Tensor, identity: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
         """Feed the tokens forward.
 
         Args:
-            x: (B, T, D), normed tokens.
-            identity: (B, T, D), what the result is added to.
+            x: (B, T, D), tokens; the result is added to them.
+            norm: The block's norm of them.
 
         Returns:
             (B, T, D).
         """
-        hidden = self.layers[0][0](x)
-        # Of the second forward, only what the backward pass needs is run: not the linear layer.
-        held = torch.is_grad_enabled() and hidden.requires_grad
-        out = checkpoint(self._shrink, hidden, use_reentrant=False) if held else self._shrink(hidden)
-        return self.dropout_layer(out).add_(identity)
-
-    def _shrink(self, hidden: Tensor) -> Tensor:
-        for layer in (*self.layers[0][1:], *self.layers[1:]):
-            hidden = layer(hidden)
-        return hidden
+        out = in_chunks(lambda chunk: self.layers(norm(chunk)), [x], width=self.layers[0][0].out_features)
+        return self.dropout_layer(out).add_(x)
 
 
 class WindowOrder(NamedTuple):
@@ -232,47 +261,6 @@ def make_window_order(hw_shape: tuple[int, int], size: int, shift: int, device: 
     return WindowOrder(source.flatten(), empty.flatten()[:, None], target.flatten())
 
 
-def _window_bias(bias: Tensor, mask: Tensor | None, windows: int) -> Tensor:
-    """Position bias (heads, N, N) and shift mask (rows cols, N, N) of all windows: (1 or B rows cols, heads, N, N)."""
-    if mask is None:
-        return bias[None]
-    joined = bias + mask[:, None]
-    return joined.expand(windows // mask.shape[0], -1, -1, -1, -1).flatten(0, 1)
-
-
-def _lacks_bias_gradient(query: Tensor) -> bool:
-    """Whether PyTorch would hold the attention maps: its fused kernel for the CPU has no gradient of a bias."""
-    return query.device.type == 'cpu' and not torch.compiler.is_compiling()
-
-
-class _BiasedAttention(torch.autograd.Function):
-    """Fused attention with a bias that learns: the maps are made anew in the backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None, scale: float
-    ) -> Tensor:
-        ctx.save_for_backward(query, key, value, bias, mask)
-        ctx.scale = scale
-        joined = _window_bias(bias, mask, query.shape[0])
-        return F.scaled_dot_product_attention(query, key, value, joined, scale=scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, bias, mask = ctx.saved_tensors
-        scores = (query @ key.mT).mul_(ctx.scale).add_(bias)
-        if mask is not None:
-            scores.unflatten(0, (-1, mask.shape[0])).add_(mask[:, None])
-        attention = scores.softmax(dim=3)
-        grad_value = attention.mT @ grad
-        grad_scores = (grad @ value.mT).mul_(attention)
-        grad_scores.addcmul_(attention, grad_scores.sum(dim=3, keepdim=True), value=-1)
-        grad_bias = grad_scores.sum(dim=0)
-        grad_scores.mul_(ctx.scale)
-        return grad_scores @ key, grad_scores.mT @ query, grad_value, grad_bias, None, None
-
-
 class ShiftWindowMSA(nn.Module):
     """Swin's shifted-window attention on the fused kernel, with a GRC branch where one is given.
 
@@ -316,32 +304,43 @@ class ShiftWindowMSA(nn.Module):
 
     def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         size, shift, msa = self.window_size, self.shift_size, self.w_msa
-        rows, cols = ((length + size - 1) // size for length in hw_shape)
         order = make_window_order(hw_shape, size, shift, x.device)
-        # (B, T, D) -> (B rows cols, N, D), N = size size
-        windows = order.to_windows(x).unflatten(1, (-1, size * size)).flatten(0, 1)
+        # (B, T, D) -> (B, rows cols, N, D), N = size size
+        windows = [order.to_windows(x).unflatten(1, (-1, size * size))]
+        if shift:
+            windows.append(self._regions(hw_shape, x).expand(x.shape[0], -1, -1, -1))
+        bias = msa.relative_position_bias_table[msa.relative_position_index].permute(2, 0, 1)
+        widest = max(3 * x.shape[2], msa.num_heads * size * size)
+        out = in_chunks(partial(self._attend_windows, bias), windows, width=widest)
+        return order.to_map(out.flatten(1, 2))
 
-        # (B rows cols, N, 3 D) -> 3 x (B rows cols, heads, N, D / heads)
-        query, key, value = msa.qkv(windows).unflatten(2, (3, msa.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        bias = msa.relative_position_bias_table[msa.relative_position_index].permute(2, 0, 1).to(query.dtype)
-        # Tokens that the shift brought together from two sides of the map do not attend each other.
-        mask = self._shift_mask(rows, cols, bias) if shift else None
-        dropout = msa.attn_drop.p if self.training else 0.0
-        if torch.is_grad_enabled() and bias.requires_grad and not dropout and _lacks_bias_gradient(query):
-            out = _BiasedAttention.apply(query, key, value, bias, mask, msa.scale)
+    def _attend_windows(self, bias: Tensor, windows: Tensor, region: Tensor | None = None) -> Tensor:
+        """Attend within windows (B, n, N, D), whose tokens are of a region (B, n, N, 1); bias (heads, N, N)."""
+        msa = self.w_msa
+        # (B n, N, 3 D) -> 3 x (B n, heads, N, D / heads)
+        qkv = msa.qkv(windows.flatten(0, 1))
+        query, key, value = qkv.unflatten(2, (3, msa.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = bias[None].to(query.dtype)
+        if region is not None:
+            # Tokens that the shift brought together from two sides of the map do not attend each other.
+            region = region.flatten(0, 1)
+            bias = bias + ((region != region.mT).to(query.dtype) * -100)[:, None]
+        if query.device.type == 'cpu' and torch.is_grad_enabled() and bias.requires_grad:
+            # The fused kernel for the CPU has no gradient of a bias; what PyTorch does instead is slower than this.
+            attention = (query * msa.scale @ key.mT + bias).softmax(dim=3)
+            out = msa.attn_drop(attention) @ value
         else:
-            mask = _window_bias(bias, mask, query.shape[0])
-            out = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=msa.scale)
-        out = msa.proj_drop(msa.proj(out.transpose(1, 2).flatten(2)))
-        return order.to_map(out.unflatten(0, (x.shape[0], -1)).flatten(1, 2))
+            dropout = msa.attn_drop.p if self.training else 0.0
+            out = F.scaled_dot_product_attention(query, key, value, bias, dropout, scale=msa.scale)
+        return msa.proj_drop(msa.proj(out.transpose(1, 2).flatten(2))).unflatten(0, windows.shape[:2])
 
-    def _shift_mask(self, rows: int, cols: int, like: Tensor) -> Tensor:
-        """0 where two tokens of a window are neighbours on the map, -100 elsewhere, (rows cols, N, N)."""
+    def _regions(self, hw_shape: tuple[int, int], like: Tensor) -> Tensor:
+        """The part of the map that each token of a window comes from, (1, rows cols, N, 1)."""
         size, shift = self.window_size, self.shift_size
+        counts = [(length + size - 1) // size for length in hw_shape]
         bands = []
-        for count in (rows, cols):
+        for count in counts:
             line = torch.arange(count * size, device=like.device)
             bands.append((line >= (count - 1) * size).int() + (line >= count * size - shift).int())
-        region = (3 * bands[0][:, None] + bands[1]).unflatten(1, (cols, size)).unflatten(0, (rows, size))
-        region = region.transpose(1, 2).flatten(2).flatten(0, 1)
-        return (region[:, None] != region[:, :, None]).to(like.dtype) * -100
+        region = (3 * bands[0][:, None] + bands[1]).unflatten(1, (counts[1], size)).unflatten(0, (counts[0], size))
+        return region.transpose(1, 2).flatten(2).flatten(0, 1)[None, :, :, None]

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .chunks import in_chunks
 from .linear import linear
 
 __all__ = ['GRC', 'GRCConfig', 'MemoryAttention', 'Resampling', 'make_resampling', 'valid_extent']
@@ -206,6 +207,7 @@ class MemoryAttention(nn.Module):
         sr_ratio: Reduction of the cache's rows and of its columns.
         qkv_bias: Whether queries, keys and values have a bias.
         attn_drop: Dropout of the attention, in [0, 1].
+        proj_drop: Dropout of what was read, in [0, 1].
 
     Raises:
         ValueError: The cache is smaller than the reduction.
@@ -219,6 +221,7 @@ class MemoryAttention(nn.Module):
         sr_ratio: int = 1,
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
         if min(cache_size) < sr_ratio:
@@ -229,6 +232,7 @@ class MemoryAttention(nn.Module):
         self.num_heads = num_heads
         self.cache_size = cache_size
         self.attn_drop = attn_drop
+        self.proj_drop = proj_drop
         self.q = nn.Linear(dims, dims, bias=qkv_bias)
         self.kv = nn.Linear(dims, 2 * dims, bias=qkv_bias)
         self.proj = nn.Linear(dims, dims)
@@ -238,49 +242,59 @@ class MemoryAttention(nn.Module):
         else:
             self.sr = None
 
-    def forward(self, x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Attend the memory and project what was read.
+    def forward(self, x: Tensor, o_self: Tensor, memory: Tensor, weight: Tensor, bias: Tensor, keep: Tensor) -> Tensor:
+        """Attend the memory, project what was read and add it to what self-attention gave.
 
         Args:
-            x: (B, T, D_m), queries before their projection.
+            x: (B, T, D), of whose first ``D_m`` channels the queries are made.
+            o_self: (B, T, D), output of self-attention.
             memory: (B, T_m, D_m), or (1, T_m, D_m) where all images read the same.
             weight: (D, D_m), output projection to use; :meth:`GRC.forward` folds the mix into it.
             bias: (D,), its bias.
+            keep: (D,), the share of ``o_self``.
 
         Returns:
             (B, T, D).
         """
-        query, key, value = self._project(x, memory)
-        read = F.scaled_dot_product_attention(query, key, value, dropout_p=self.attn_drop if self.training else 0.0)
-        return linear(read.transpose(1, 2).flatten(2), weight, bias)
+        key, value = self._keys_and_values(memory)
+        if key.shape[0] != x.shape[0]:
+            key, value = (part.expand(x.shape[0], -1, -1, -1) for part in (key, value))
+        heads = (self.num_heads, -1)
+
+        def mix(x: Tensor, o_self: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            # (B, T, D_m) -> (B, heads, T, D_m / heads)
+            query = self.q(x[..., : self.q.in_features]).unflatten(2, heads).transpose(1, 2)
+            read = F.scaled_dot_product_attention(query, key, value, dropout_p=self.attn_drop if self.training else 0.0)
+            o_mem = linear(read.transpose(1, 2).flatten(2), weight, bias)
+            # In place: a fresh map costs more than the sum.
+            return F.dropout(o_mem, self.proj_drop, self.training).addcmul_(o_self, keep.to(o_self.dtype))
+
+        return in_chunks(mix, [x, o_self], [key, value], width=x.shape[2], recompute=False)
 
     def attention(self, x: Tensor, memory: Tensor) -> Tensor:
         """The attention itself, which :meth:`forward` never holds in memory; for pictures.
 
         Args:
-            x: (B, T, D_m), see :meth:`forward`.
+            x: (B, T, D), see :meth:`forward`.
             memory: (B, T_m, D_m) or (1, T_m, D_m), see :meth:`forward`.
 
         Returns:
             (B, heads, T, K), over the K cells of the reduced cache; a row sums to 1.
         """
-        query, key, _ = self._project(x, memory)
+        query = self.q(x[..., : self.q.in_features]).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        key, _ = self._keys_and_values(memory)
         return (query @ key.transpose(2, 3) / query.shape[3] ** 0.5).softmax(dim=3)
 
-    def _project(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, heads, T, D_m / heads), keys and values (B, heads, K, D_m / heads)."""
+    def _keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, heads, K, D_m / heads) each, of the reduced memory."""
         memory = memory.to(self.kv.weight.dtype)
         if self.sr is not None:
             # (B, T_m, D_m) seen as an NHWC map; the convolution gives one of 1/sr_ratio the rows and columns.
             memory = self.sr(memory.unflatten(1, self.cache_size).permute(0, 3, 1, 2))
             memory = self.norm(memory.flatten(2).transpose(1, 2))
-        heads = (self.num_heads, -1)
-        # (B, T, D_m) -> (B, heads, T, D_m / heads)
-        query = self.q(x).unflatten(2, heads).transpose(1, 2)
-        key, value = (part.unflatten(2, heads).transpose(1, 2) for part in self.kv(memory).chunk(2, dim=2))
-        if memory.shape[0] != x.shape[0]:
-            key, value = (part.expand(x.shape[0], -1, -1, -1) for part in (key, value))
-        return query, key, value
+        # (B, K, 2 D_m) -> 2 x (B, heads, K, D_m / heads)
+        key, value = self.kv(memory).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return key, value
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager:
@@ -343,13 +357,12 @@ class GRC(nn.Module):
         self.cache_size = tuple(cache_size)
         self.variant = variant
         self.lambda_init = lambda_init
-        self.proj_drop = proj_drop
 
         self.update_gate = nn.Linear(2 * dims, dims)
         self.reset_gate = nn.Linear(2 * dims, dims)
         self.candidate = nn.Linear(2 * dims, dims)
         self.candidate_norm = nn.LayerNorm(dims) if variant == 'code' else None
-        self.mem_attn = MemoryAttention(dims, num_heads, self.cache_size, sr_ratio, qkv_bias, attn_drop)
+        self.mem_attn = MemoryAttention(dims, num_heads, self.cache_size, sr_ratio, qkv_bias, attn_drop, proj_drop)
         self.lam = nn.Parameter(torch.empty(num_heads))
         self.pos_conv = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=dims) if pos_conv else None
         self.register_buffer('cache', torch.zeros(1, self.cache_size[0] * self.cache_size[1], dims))
@@ -416,12 +429,8 @@ class GRC(nn.Module):
         padding = (self.embed_dims - self.dims) // self.num_heads
         weight = F.pad(alpha[:, None, None] * proj.weight.unflatten(0, rows), (0, 0, 0, padding)).flatten(0, 1)
         bias = F.pad(alpha[:, None] * proj.bias.unflatten(0, rows), (0, padding)).flatten()
-        o_mem = self.mem_attn(x[..., : self.dims], memory, weight, bias)
-        o_mem = F.dropout(o_mem, self.proj_drop, self.training)
-
         keep = (1 - alpha).repeat_interleave(self.embed_dims // self.num_heads)
-        # In place: a fresh map costs more than the sum.
-        out = o_mem.addcmul_(o_self, keep.to(o_self.dtype))
+        out = self.mem_attn(x, o_self, memory, weight, bias, keep)
         if self.pos_conv is not None:
             out.add_(self.pos_conv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2))
         return out, proposal
@@ -442,7 +451,8 @@ class GRC(nn.Module):
     def _summarise(self, resampling: Resampling, summarised: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
         """The cache, repeated for each image, and the summary X̄, (B, T_m, D_m) each, in the cache's precision."""
         dtype = torch.promote_types(summarised.dtype, torch.float32)
-        summary = resampling(summarised[..., : self.dims].to(dtype))
+        # All channels are resampled: a slice of the tokens would be copied, and its gradient filled up with zeros.
+        summary = resampling(summarised.to(dtype))[..., : self.dims]
         return cache.to(dtype).expand_as(summary), summary
 
     def _gates(self, cache: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:

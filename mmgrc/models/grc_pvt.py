@@ -42,7 +42,7 @@ class PVTEncoderLayer(CachedBlock):
         return self.attn(self.norm1(x), hw_shape, x, cache, resampling)
 
     def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        return self.ffn(self.norm2(x), hw_shape, x)
+        return self.ffn(x, self.norm2, hw_shape)
 
 
 @MODELS.register_module()

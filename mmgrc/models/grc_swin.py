@@ -45,7 +45,7 @@ class SwinBlock(CachedBlock):
         return x + out, proposal
 
     def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        return self.ffn(self.norm2(x), x)
+        return self.ffn(x, self.norm2)
 
 
 @MODELS.register_module()

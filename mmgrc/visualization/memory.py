@@ -47,16 +47,17 @@ class MemoryView(NamedTuple):
 
 @contextmanager
 def _watch(branches: Sequence[GRC], views: dict[GRC, tuple]) -> Iterator[None]:
-    reads: dict[MemoryAttention, tuple[Tensor, Tensor]] = {}
+    reads: dict[MemoryAttention, tuple[Tensor, ...]] = {}
 
     def watch_memory(attention: MemoryAttention, args: tuple, output: Tensor) -> None:
-        cells = attention.attention(*args[:2]).mean(dim=(1, 2))[0]
-        reads[attention] = (output[0].norm(dim=1), cells * len(cells))
+        x, o_self, memory, _, _, keep = args
+        from_self = keep * o_self[0]
+        cells = attention.attention(x, memory).mean(dim=(1, 2))[0]
+        reads[attention] = (from_self.norm(dim=1), (output[0] - from_self).norm(dim=1), cells * len(cells))
 
     def watch_branch(branch: GRC, args: tuple, output: tuple) -> None:
-        _, o_self, hw_shape, cache, _ = args
-        keep = (1 - branch.lam.sigmoid()).repeat_interleave(branch.embed_dims // branch.num_heads)
-        views[branch] = (hw_shape, (keep * o_self[0]).norm(dim=1), *reads[branch.mem_attn], cache)
+        _, _, hw_shape, cache, _ = args
+        views[branch] = (hw_shape, *reads[branch.mem_attn], cache)
 
     handles = [branch.register_forward_hook(watch_branch) for branch in branches]
     handles += [branch.mem_attn.register_forward_hook(watch_memory) for branch in branches]

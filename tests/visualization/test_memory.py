@@ -63,11 +63,12 @@ def test_attention_is_the_one_of_the_forward():
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter)
     x, memory, weight = torch.randn(3, 5, 8), torch.randn(1, 24, 8), torch.eye(8)
-    read = attention(x, memory, weight, torch.zeros(8))
+    nothing = torch.zeros(8)
+    read = attention(x, torch.randn(3, 5, 8), memory, weight, bias=nothing, keep=nothing)
     probabilities = attention.attention(x, memory)
     assert probabilities.shape == (3, 2, 5, 6)
     torch.testing.assert_close(probabilities.sum(dim=3), torch.ones(3, 2, 5))
-    values = attention._project(x, memory)[2]
+    values = attention._keys_and_values(memory)[1]
     torch.testing.assert_close((probabilities @ values).transpose(1, 2).flatten(2), read)
 
 

@@ -1,0 +1,64 @@
+"""Computations that take each token by itself, made on a few tokens at a time so that wide maps are never whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ['in_chunks']
+
+_MIN_TOKENS = 1024
+"""Fewer are not worth a chunk."""
+_THREAD_TOKENS = 1024
+_THREAD_SIZE = 2**19
+"""A thread's part of the widest map of a chunk, 2 MB in float32: it stays in the core's cache."""
+
+
+def in_chunks(
+    function: Callable[..., Tensor],
+    tokens: Sequence[Tensor],
+    context: Sequence[Tensor] = (),
+    *,
+    width: int,
+    recompute: bool = True,
+) -> Tensor:
+    """Run a function of tokens on the CPU in chunks, of which the backward pass computes the inner maps anew.
+
+    A map that is wider than the tokens, as in feed-forward layers and attention, costs more time in fresh memory than
+    in arithmetic, and a chunk of it is small enough to be used again and again. On other devices, and in a graph that
+    is compiled or exported, the function runs once on all tokens.
+
+    Args:
+        function: Of ``tokens`` and ``context``. It must not mix what stands in different places of axis 1.
+        tokens: (B, L, ..., D_i) each: L tokens, or L groups of tokens.
+        context: (B, ...) each: what all tokens of an image see.
+        width: Channels of the widest map in ``function``, for each token.
+        recompute: Whether to compute the inner maps anew in the backward pass; else they are held.
+
+    Returns:
+        (B, L, ..., D_out), what ``function(*tokens, *context)`` returns.
+    """
+    batch, length = tokens[0].shape[:2]
+    total = length * tokens[0].shape[2:-1].numel()
+    # A graph for any size must not depend on the size: it is asked for last.
+    whole = (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or tokens[0].device.type != 'cpu'
+        or total < _MIN_TOKENS
+    )
+    if whole:
+        return function(*tokens, *context)
+    count = max(total // (max(_THREAD_TOKENS, _THREAD_SIZE // width) * torch.get_num_threads()), 1)
+    sizes = [(length + number) // count for number in range(count)] * batch
+    chunks = zip(*(t.flatten(0, 1)[None].split(sizes, dim=1) for t in tokens), strict=True)
+    images = list(zip(*(t.split(1) for t in context), strict=True)) or [()] * batch
+    if recompute and torch.is_grad_enabled():
+        function = partial(checkpoint, function, use_reentrant=False)
+    out = torch.cat([function(*chunk, *images[number // count]) for number, chunk in enumerate(chunks)], dim=1)
+    # No view, so that what is added in place needs no copy in the backward pass.
+    return torch.ops.aten._unsafe_view(out, (batch, length, *out.shape[2:]))

@@ -1,0 +1,87 @@
+"""Chunks change neither outputs nor gradients, and hold no wide map."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmgrc.models.attention import _attend
+from mmgrc.models.chunks import in_chunks
+
+
+@pytest.mark.parametrize('recompute', [True, False])
+@pytest.mark.parametrize('shape', [(2, 5000, 6), (1, 2500, 6), (2, 60, 49, 6), (2, 100, 6)])
+def test_equals_the_function(shape, recompute):
+    """Two token tensors, a context of each image, weights outside; against one call in float64."""
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 64)
+    x, y, shift = torch.randn(shape), torch.randn(shape), torch.randn(shape[0], 64)
+    grad = torch.randn(*shape[:-1], 64)
+    calls, results = [], []
+
+    def function(x, y, shift):
+        calls.append(x.shape)
+        return F.gelu(layer(x * y)) + shift.view(-1, *[1] * (x.dim() - 2), 64)
+
+    for chunked, dtype in ((True, torch.float32), (False, torch.float64)):
+        layer = layer.to(dtype).requires_grad_()
+        layer.zero_grad()
+        leaves = [tensor.detach().to(dtype).clone().requires_grad_() for tensor in (x, y, shift)]
+        calls.clear()
+        # The width makes chunks of the smallest size, whatever the number of threads.
+        out = (
+            in_chunks(function, leaves[:2], leaves[2:], width=2**19, recompute=recompute)
+            if chunked
+            else function(*leaves)
+        )
+        if chunked:
+            tokens = [call[1:-1].numel() for call in calls]
+            assert sum(call[0] * n for call, n in zip(calls, tokens, strict=True)) == x[..., 0].numel()
+            assert max(tokens) < 2 * 1024 * torch.get_num_threads() + 49 or len(calls) == 1
+        (out.mul(grad.to(dtype)).sum()).backward()
+        results.append([out.detach(), *(leaf.grad for leaf in leaves), *(p.grad.clone() for p in layer.parameters())])
+    for ours, exact in zip(*results, strict=True):
+        torch.testing.assert_close(ours, exact.float(), rtol=1e-4, atol=1e-4 * max(1, float(exact.abs().max())))
+
+
+def test_dropout_is_the_same_in_the_backward_pass():
+    torch.manual_seed(0)
+    x = torch.ones(1, 6000, 4, requires_grad=True)
+    out = in_chunks(lambda chunk: F.dropout(chunk, 0.5), [x], width=2**19)
+    out.sum().backward()
+    assert 0.4 < (out == 0).float().mean() < 0.6
+    torch.testing.assert_close(x.grad, out.detach())
+
+
+def test_holds_no_wide_map():
+    """What the graph keeps is the tokens; without ``recompute`` it keeps the wide map, too."""
+    x, weight = torch.randn(1, 20000, 8, requires_grad=True), torch.randn(128, 8, requires_grad=True)
+    held = []
+    for recompute in (True, False):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            out = in_chunks(
+                lambda chunk: F.gelu(F.linear(chunk, weight)).sum(2, keepdim=True), [x], width=128, recompute=recompute
+            )
+        held.append(sum(kept))
+        assert out.requires_grad
+    assert held[1] >= 20000 * 128
+    assert held[0] <= 20000 * 8
+
+
+@pytest.mark.parametrize(('tokens', 'batch'), [(3000, 1), (3000, 2), (50, 1)])
+def test_attention_equals_pytorchs(tokens, batch):
+    torch.manual_seed(0)
+    heads, keys, channels = 2, 70, 32
+    query, key, value = (torch.randn(batch, heads, n, channels) for n in (tokens, keys, keys))
+    grad = torch.randn(batch, tokens, heads * channels)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        q, k, v = (tensor.to(dtype).requires_grad_() for tensor in (query, key, value))
+        if dtype == torch.float32:
+            out = _attend(q.transpose(1, 2).flatten(2), k, v)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        results.append([out.detach(), *torch.autograd.grad(out, (q, k, v), grad.to(dtype))])
+    for ours, exact in zip(*results, strict=True):
+        torch.testing.assert_close(ours, exact.float(), rtol=1e-4, atol=2e-5)

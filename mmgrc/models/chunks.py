@@ -46,10 +46,7 @@ def in_chunks(
     total = length * tokens[0].shape[2:-1].numel()
     # A graph for any size must not depend on the size: it is asked for last.
     whole = (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or tokens[0].device.type != 'cpu'
-        or total < _MIN_TOKENS
+        torch.compiler.is_compiling() or torch.jit.is_tracing() or tokens[0].device.type != 'cpu' or total < _MIN_TOKENS
     )
     if whole:
         return function(*tokens, *context)

@@ -89,12 +89,11 @@ class SpatialReductionAttention(nn.Module):
     def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         attn = self.attn
         weight, bias, dims = attn.in_proj_weight, attn.in_proj_bias, attn.embed_dim
+        attended = x
         if self.sr_ratio > 1:
             grid = x.unflatten(1, hw_shape).permute(0, 3, 1, 2)
-            reduced = self.norm(self.sr(pad_to_kernel(grid, self.sr)).flatten(2).transpose(1, 2))
-            key_value = linear(reduced, weight[dims:], None if bias is None else bias[dims:])
-        else:
-            key_value = linear(x, weight[dims:], None if bias is None else bias[dims:])
+            attended = self.norm(self.sr(pad_to_kernel(grid, self.sr)).flatten(2).transpose(1, 2))
+        key_value = linear(attended, weight[dims:], None if bias is None else bias[dims:])
         # (B, K, 2 D) -> 2 x (B, heads, K, D / heads)
         key, value = key_value.unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
@@ -156,11 +155,13 @@ class MixFFN(nn.Module):
             (B, T, D).
         """
         layers, out = [norm, *self.layers], x
-        depthwise = [n for n, layer in enumerate(layers) if isinstance(layer, nn.Conv2d) and layer.groups > 1]
-        for number in depthwise:
-            out = self._run(layers[:number], out)
-            out = layers[number](out.unflatten(1, hw_shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
-            layers = layers[number + 1 :]
+        for number, layer in enumerate(layers):
+            if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+                # PVTv2's depthwise convolution sees a token's neighbours.
+                out = self._run(layers[:number], out)
+                out = layer(out.unflatten(1, hw_shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
+                layers = layers[number + 1 :]
+                break
         return self.dropout_layer(self._run(layers, out)).add_(x)
 
     def _run(self, layers: list[nn.Module], x: Tensor) -> Tensor:

@@ -259,11 +259,9 @@ class MemoryAttention(nn.Module):
         key, value = self._keys_and_values(memory)
         if key.shape[0] != x.shape[0]:
             key, value = (part.expand(x.shape[0], -1, -1, -1) for part in (key, value))
-        heads = (self.num_heads, -1)
 
         def mix(x: Tensor, o_self: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            # (B, T, D_m) -> (B, heads, T, D_m / heads)
-            query = self.q(x[..., : self.q.in_features]).unflatten(2, heads).transpose(1, 2)
+            query = self._queries(x)
             read = F.scaled_dot_product_attention(query, key, value, dropout_p=self.attn_drop if self.training else 0.0)
             o_mem = linear(read.transpose(1, 2).flatten(2), weight, bias)
             # In place: a fresh map costs more than the sum.
@@ -281,9 +279,13 @@ class MemoryAttention(nn.Module):
         Returns:
             (B, heads, T, K), over the K cells of the reduced cache; a row sums to 1.
         """
-        query = self.q(x[..., : self.q.in_features]).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        query = self._queries(x)
         key, _ = self._keys_and_values(memory)
         return (query @ key.transpose(2, 3) / query.shape[3] ** 0.5).softmax(dim=3)
+
+    def _queries(self, x: Tensor) -> Tensor:
+        """(B, heads, T, D_m / heads), of the first channels of the tokens."""
+        return self.q(x[..., : self.q.in_features]).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
     def _keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """(B, heads, K, D_m / heads) each, of the reduced memory."""

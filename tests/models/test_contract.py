@@ -199,7 +199,7 @@ def test_checkpointing_saves_memory(family):
         with PeakMemory() as memory:
             loss(backbone(torch.randn(2, 3, 160, 192))).backward()
         peaks.append(memory.peak)
-    assert peaks[1] < 0.8 * peaks[0]
+    assert peaks[1] < 0.7 * peaks[0]
 
 
 def test_checkpointing_serves_frozen_stages():

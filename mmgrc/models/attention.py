@@ -6,6 +6,7 @@ stay MMDetection's, and only the computation is ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -154,23 +155,15 @@ class MixFFN(nn.Module):
         Returns:
             (B, T, D).
         """
-        layers, out = [norm, *self.layers], x
+        layers, out, width = [norm, *self.layers], x, self.layers[0].out_channels
         for number, layer in enumerate(layers):
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
                 # PVTv2's depthwise convolution sees a token's neighbours.
-                out = self._run(layers[:number], out)
+                out = _run_in_chunks(layers[:number], out, width)
                 out = layer(out.unflatten(1, hw_shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
                 layers = layers[number + 1 :]
                 break
-        return self.dropout_layer(self._run(layers, out)).add_(x)
-
-    def _run(self, layers: list[nn.Module], x: Tensor) -> Tensor:
-        def run(x: Tensor) -> Tensor:
-            for layer in layers:
-                x = linear(x, layer.weight.flatten(1), layer.bias) if isinstance(layer, nn.Conv2d) else layer(x)
-            return x
-
-        return in_chunks(run, [x], width=self.layers[0].out_channels)
+        return self.dropout_layer(_run_in_chunks(layers, out, width)).add_(x)
 
 
 class FFN(nn.Module):
@@ -195,8 +188,23 @@ class FFN(nn.Module):
         Returns:
             (B, T, D).
         """
-        out = in_chunks(lambda chunk: self.layers(norm(chunk)), [x], width=self.layers[0][0].out_features)
-        return self.dropout_layer(out).add_(x)
+        layers = [norm, *self.layers[0], *self.layers[1:]]
+        return self.dropout_layer(_run_in_chunks(layers, x, self.layers[0][0].out_features)).add_(x)
+
+
+def _run_in_chunks(layers: Sequence[nn.Module], x: Tensor, width: int) -> Tensor:
+    """Run layers of which each takes each token by itself, on tokens (B, T, D) that are ``width`` channels at most."""
+    weightless = [number for number, layer in enumerate(layers) if not any(True for _ in layer.parameters())]
+    # The activation needs its input alone for the gradient, and gives the next layer's input anew.
+    activation = weightless[0] if weightless else len(layers)
+    first, then = (partial(_run, part) for part in (layers[:activation], layers[activation:]))
+    return in_chunks(first, [x], width=width, then=then)
+
+
+def _run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = linear(x, layer.weight.flatten(1), layer.bias) if isinstance(layer, nn.Conv2d) else layer(x)
+    return x
 
 
 class WindowOrder(NamedTuple):

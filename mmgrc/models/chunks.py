@@ -16,6 +16,8 @@ _MIN_TOKENS = 1024
 _THREAD_TOKENS = 1024
 _THREAD_SIZE = 2**19
 """A thread's part of the widest map of a chunk, 2 MB in float32: it stays in the core's cache."""
+_RECOMPUTES = torch.backends.cpu.get_cpu_capability() == 'AVX512'
+"""Whether a matrix product takes less time than fresh memory for its result, as it does at AVX-512's rate."""
 
 
 def in_chunks(
@@ -24,23 +26,25 @@ def in_chunks(
     context: Sequence[Tensor] = (),
     *,
     width: int,
+    then: Callable[[Tensor], Tensor] | None = None,
     recompute: bool = True,
 ) -> Tensor:
-    """Run a function of tokens on the CPU in chunks, of which the backward pass computes the inner maps anew.
+    """Run a function of tokens on the CPU in chunks, and compute inner maps anew in the backward pass.
 
-    A map that is wider than the tokens, as in feed-forward layers and attention, costs more time in fresh memory than
-    in arithmetic, and a chunk of it is small enough to be used again and again. On other devices, and in a graph that
-    is compiled or exported, the function runs once on all tokens.
+    A map that is wider than the tokens, as in feed-forward layers and attention, takes long to get as fresh memory, and
+    a chunk of it is small enough to be used again and again. Where arithmetic is slow only what ``then`` does is done
+    anew. On other devices, and in a graph that is compiled or exported, all runs once on all tokens.
 
     Args:
         function: Of ``tokens`` and ``context``. It must not mix what stands in different places of axis 1.
         tokens: (B, L, ..., D_i) each: L tokens, or L groups of tokens.
         context: (B, ...) each: what all tokens of an image see.
-        width: Channels of the widest map in ``function``, for each token.
-        recompute: Whether to compute the inner maps anew in the backward pass; else they are held.
+        width: Channels of the widest map, for each token.
+        then: What follows ``function``, of its result: cheap to compute anew up to the last map that a gradient needs.
+        recompute: Whether ``function``, too, may be computed anew; else its inner maps are held.
 
     Returns:
-        (B, L, ..., D_out), what ``function(*tokens, *context)`` returns.
+        (B, L, ..., D_out), what ``then(function(*tokens, *context))`` returns.
     """
     batch, length = tokens[0].shape[:2]
     total = length * tokens[0].shape[2:-1].numel()
@@ -48,14 +52,22 @@ def in_chunks(
     whole = (
         torch.compiler.is_compiling() or torch.jit.is_tracing() or tokens[0].device.type != 'cpu' or total < _MIN_TOKENS
     )
+    run = _chain(function, then)
     if whole:
-        return function(*tokens, *context)
+        return run(*tokens, *context)
     count = max(total // (max(_THREAD_TOKENS, _THREAD_SIZE // width) * torch.get_num_threads()), 1)
     sizes = [(length + number) // count for number in range(count)] * batch
     chunks = zip(*(t.flatten(0, 1)[None].split(sizes, dim=1) for t in tokens), strict=True)
     images = list(zip(*(t.split(1) for t in context), strict=True)) or [()] * batch
-    if recompute and torch.is_grad_enabled():
-        function = partial(checkpoint, function, use_reentrant=False)
-    out = torch.cat([function(*chunk, *images[number // count]) for number, chunk in enumerate(chunks)], dim=1)
+    if torch.is_grad_enabled():
+        if recompute and _RECOMPUTES:
+            run = partial(checkpoint, run, use_reentrant=False)
+        elif then is not None:
+            run = _chain(function, partial(checkpoint, then, use_reentrant=False))
+    out = torch.cat([run(*chunk, *images[number // count]) for number, chunk in enumerate(chunks)], dim=1)
     # No view, so that what is added in place needs no copy in the backward pass.
     return torch.ops.aten._unsafe_view(out, (batch, length, *out.shape[2:]))
+
+
+def _chain(function: Callable[..., Tensor], then: Callable[[Tensor], Tensor] | None) -> Callable[..., Tensor]:
+    return function if then is None else lambda *args: then(function(*args))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .chunks import in_chunks
+from .convolution import convolve_tokens
 from .linear import linear
 
 __all__ = ['GRC', 'GRCConfig', 'MemoryAttention', 'Resampling', 'make_resampling', 'valid_extent']
@@ -415,8 +416,7 @@ class GRC(nn.Module):
         Returns:
             The mix (B, T, D), and the cache (1, T_m, D_m) that this step proposes, detached: None in evaluation.
         """
-        grid = x.unflatten(1, hw_shape)
-        summarised = o_self.unflatten(1, hw_shape) if self.variant == 'code' else grid
+        summarised = (o_self if self.variant == 'code' else x).unflatten(1, hw_shape)
         updates = self.variant == 'code' or self.training
         memory = self._update(resampling, summarised, cache) if updates else cache
         proposal = memory.detach().mean(dim=0, keepdim=True) if self.training else None
@@ -434,7 +434,7 @@ class GRC(nn.Module):
         keep = (1 - alpha).repeat_interleave(self.embed_dims // self.num_heads)
         out = self.mem_attn(x, o_self, memory, weight, bias, keep)
         if self.pos_conv is not None:
-            out.add_(self.pos_conv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2))
+            out.add_(convolve_tokens(x, hw_shape, self.pos_conv))
         return out, proposal
 
     @torch.no_grad()

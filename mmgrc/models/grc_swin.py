@@ -42,7 +42,8 @@ class SwinBlock(CachedBlock):
         self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
     ) -> tuple[Tensor, Tensor | None]:
         out, proposal = self.attn(self.norm1(x), hw_shape, cache, resampling)
-        return x + out, proposal
+        # In place: a fresh map costs more than the sum.
+        return out.add_(x), proposal
 
     def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         return self.ffn(x, self.norm2)

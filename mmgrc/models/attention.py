@@ -25,6 +25,7 @@ __all__ = [
     'ShiftWindowMSA',
     'SpatialReductionAttention',
     'WindowOrder',
+    'add_residual',
     'make_window_order',
     'pad_to_kernel',
 ]
@@ -40,6 +41,14 @@ def pad_to_kernel(x: Tensor, conv: nn.Conv2d) -> Tensor:
         for kernel, padding, size in zip(conv.kernel_size, conv.padding, x.shape[2:], strict=True)
     ]
     return F.pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x
+
+
+def add_residual(out: Tensor, identity: Tensor) -> Tensor:
+    """Add what a layer was given to what it made, in place where both are of one type: a fresh map costs more.
+
+    Under autocast the sum stays in the precision of ``identity``, as in stock layers.
+    """
+    return out.add_(identity) if out.dtype == identity.dtype else identity + out
 
 
 class SpatialReductionAttention(nn.Module):
@@ -84,8 +93,7 @@ class SpatialReductionAttention(nn.Module):
         out, proposal = self.proj_drop(self._attend(x, hw_shape)), None
         if self.grc is not None:
             out, proposal = self.grc(x, out, hw_shape, cache, resampling)
-        # In place, as below: a fresh map costs more than the sum.
-        return self.dropout_layer(out).add_(identity), proposal
+        return add_residual(self.dropout_layer(out), identity), proposal
 
     def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         attn = self.attn
@@ -163,7 +171,7 @@ class MixFFN(nn.Module):
                 out = layer(out.unflatten(1, hw_shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
                 layers = layers[number + 1 :]
                 break
-        return self.dropout_layer(_run_in_chunks(layers, out, width)).add_(x)
+        return add_residual(self.dropout_layer(_run_in_chunks(layers, out, width)), x)
 
 
 class FFN(nn.Module):
@@ -189,7 +197,8 @@ class FFN(nn.Module):
             (B, T, D).
         """
         layers = [norm, *self.layers[0], *self.layers[1:]]
-        return self.dropout_layer(_run_in_chunks(layers, x, self.layers[0][0].out_features)).add_(x)
+        out = _run_in_chunks(layers, x, self.layers[0][0].out_features)
+        return add_residual(self.dropout_layer(out), x)
 
 
 def _run_in_chunks(layers: Sequence[nn.Module], x: Tensor, width: int) -> Tensor:

@@ -16,6 +16,7 @@ from mmdet.models.backbones import pvt, swin
 from torch import Tensor, nn
 
 from .chunks import in_chunks
+from .convolution import convolve_tokens
 from .grc import GRC, Resampling
 from .linear import linear, prefers_onednn
 
@@ -168,7 +169,7 @@ class MixFFN(nn.Module):
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
                 # PVTv2's depthwise convolution sees a token's neighbours.
                 out = _run_in_chunks(layers[:number], out, width)
-                out = layer(out.unflatten(1, hw_shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
+                out = convolve_tokens(out, hw_shape, layer)
                 layers = layers[number + 1 :]
                 break
         return add_residual(self.dropout_layer(_run_in_chunks(layers, out, width)), x)

@@ -26,7 +26,6 @@ __all__ = [
     'ShiftWindowMSA',
     'SpatialReductionAttention',
     'WindowOrder',
-    'add_residual',
     'make_window_order',
     'pad_to_kernel',
 ]
@@ -42,14 +41,6 @@ def pad_to_kernel(x: Tensor, conv: nn.Conv2d) -> Tensor:
         for kernel, padding, size in zip(conv.kernel_size, conv.padding, x.shape[2:], strict=True)
     ]
     return F.pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x
-
-
-def add_residual(out: Tensor, identity: Tensor) -> Tensor:
-    """Add what a layer was given to what it made, in place where both are of one type: a fresh map costs more.
-
-    Under autocast the sum stays in the precision of ``identity``, as in stock layers.
-    """
-    return out.add_(identity) if out.dtype == identity.dtype else identity + out
 
 
 class SpatialReductionAttention(nn.Module):
@@ -91,12 +82,16 @@ class SpatialReductionAttention(nn.Module):
         Returns:
             (B, T, D), and the cache that this step proposes, if any.
         """
-        out, proposal = self.proj_drop(self._attend(x, hw_shape)), None
-        if self.grc is not None:
-            out, proposal = self.grc(x, out, hw_shape, cache, resampling)
-        return add_residual(self.dropout_layer(out), identity), proposal
+        out, proposal = self._attend(x, hw_shape), None
+        if self.grc is None:
+            out = self.proj_drop(out)
+        else:
+            projected = _project_for_dropout(out, self.attn.out_proj, self.proj_drop)
+            out, proposal = self.grc(x, *projected, hw_shape, cache, resampling)
+        return identity + self.dropout_layer(out), proposal
 
     def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """(B, T, D); not projected yet where there is a memory, which does so."""
         attn = self.attn
         weight, bias, dims = attn.in_proj_weight, attn.in_proj_bias, attn.embed_dim
         attended = x
@@ -109,9 +104,18 @@ class SpatialReductionAttention(nn.Module):
 
         def attend_chunk(x: Tensor, key: Tensor, value: Tensor) -> Tensor:
             query = linear(x, weight[:dims], None if bias is None else bias[:dims])
-            return attn.out_proj(_attend(query, key, value, attn.dropout if self.training else 0.0))
+            read = _attend(query, key, value, attn.dropout if self.training else 0.0)
+            return attn.out_proj(read) if self.grc is None else read
 
+        if not prefers_onednn(x):
+            # No map is made, and what was read is held once only.
+            return attend_chunk(x, key, value)
         return in_chunks(attend_chunk, [x], [key, value], width=attn.num_heads * key.shape[2])
+
+
+def _project_for_dropout(read: Tensor, proj: nn.Linear, dropout: nn.Dropout) -> tuple[Tensor, nn.Linear | None]:
+    """What self-attention read, and its projection. Where dropout acts on the projected tokens: those, and None."""
+    return (dropout(proj(read)), None) if dropout.training and dropout.p else (read, proj)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
@@ -168,11 +172,11 @@ class MixFFN(nn.Module):
         for number, layer in enumerate(layers):
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
                 # PVTv2's depthwise convolution sees a token's neighbours.
-                out = _run_in_chunks(layers[:number], out, width)
+                out = in_chunks(partial(_run, layers[:number]), [x], width=width)
                 out = convolve_tokens(out, hw_shape, layer)
                 layers = layers[number + 1 :]
                 break
-        return add_residual(self.dropout_layer(_run_in_chunks(layers, out, width)), x)
+        return _feed_forward(layers, out, x, self.dropout_layer, width)
 
 
 class FFN(nn.Module):
@@ -198,17 +202,32 @@ class FFN(nn.Module):
             (B, T, D).
         """
         layers = [norm, *self.layers[0], *self.layers[1:]]
-        out = _run_in_chunks(layers, x, self.layers[0][0].out_features)
-        return add_residual(self.dropout_layer(out), x)
+        return _feed_forward(layers, x, x, self.dropout_layer, self.layers[0][0].out_features)
 
 
-def _run_in_chunks(layers: Sequence[nn.Module], x: Tensor, width: int) -> Tensor:
-    """Run layers of which each takes each token by itself, on tokens (B, T, D) that are ``width`` channels at most."""
+def _feed_forward(layers: Sequence[nn.Module], x: Tensor, identity: Tensor, drop: nn.Module, width: int) -> Tensor:
+    """Run layers of which each takes each token by itself, and add the result to what the layer was given.
+
+    Args:
+        layers: A linear layer is the last one before the activation, and has the widest output, of ``width`` channels.
+        x: (B, T, D), tokens.
+        identity: (B, T, D'), what the result is added to.
+        drop: Drops the result of an image, and scales those that it keeps.
+        width: See ``layers``.
+
+    Returns:
+        (B, T, D').
+    """
     weightless = [number for number, layer in enumerate(layers) if not any(True for _ in layer.parameters())]
     # The activation needs its input alone for the gradient, and gives the next layer's input anew.
     activation = weightless[0] if weightless else len(layers)
-    first, then = (partial(_run, part) for part in (layers[:activation], layers[activation:]))
-    return in_chunks(first, [x], width=width, then=then)
+
+    def add(out: Tensor, x: Tensor, identity: Tensor, share: Tensor) -> Tensor:
+        return torch.addcmul(identity, _run(layers[activation:], out), share)
+
+    # (B, 1, 1), one drawing for all chunks of an image.
+    share = drop(x.new_ones(x.shape[0], 1, 1))
+    return in_chunks(lambda x, *_: _run(layers[:activation], x), [x, identity], [share], width=width, then=add)
 
 
 def _run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
@@ -318,10 +337,12 @@ class ShiftWindowMSA(nn.Module):
         """
         out, proposal = self._attend(x, hw_shape), None
         if self.grc is not None:
-            out, proposal = self.grc(x, out, hw_shape, cache, resampling)
+            projected = _project_for_dropout(out, self.w_msa.proj, self.w_msa.proj_drop)
+            out, proposal = self.grc(x, *projected, hw_shape, cache, resampling)
         return self.drop(out), proposal
 
     def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """(B, T, D); not projected yet where there is a memory, which does so."""
         size, shift, msa = self.window_size, self.shift_size, self.w_msa
         order = make_window_order(hw_shape, size, shift, x.device)
         # (B, T, D) -> (B, rows cols, N, D), N = size size
@@ -351,7 +372,8 @@ class ShiftWindowMSA(nn.Module):
         else:
             dropout = msa.attn_drop.p if self.training else 0.0
             out = F.scaled_dot_product_attention(query, key, value, bias, dropout, scale=msa.scale)
-        return msa.proj_drop(msa.proj(out.transpose(1, 2).flatten(2))).unflatten(0, windows.shape[:2])
+        out = out.transpose(1, 2).flatten(2)
+        return (msa.proj_drop(msa.proj(out)) if self.grc is None else out).unflatten(0, windows.shape[:2])
 
     def _regions(self, hw_shape: tuple[int, int], like: Tensor) -> Tensor:
         """The part of the map that each token of a window comes from, (1, rows cols, N, 1)."""

@@ -26,7 +26,7 @@ def in_chunks(
     context: Sequence[Tensor] = (),
     *,
     width: int,
-    then: Callable[[Tensor], Tensor] | None = None,
+    then: Callable[..., Tensor] | None = None,
     recompute: bool = True,
 ) -> Tensor:
     """Run a function of tokens on the CPU in chunks, and compute inner maps anew in the backward pass.
@@ -40,11 +40,12 @@ def in_chunks(
         tokens: (B, L, ..., D_i) each: L tokens, or L groups of tokens.
         context: (B, ...) each: what all tokens of an image see.
         width: Channels of the widest map, for each token.
-        then: What follows ``function``, of its result: cheap to compute anew up to the last map that a gradient needs.
+        then: What follows ``function``, of its result, ``tokens`` and ``context``: cheap to compute anew up to the last
+            map that a gradient needs.
         recompute: Whether ``function``, too, may be computed anew; else its inner maps are held.
 
     Returns:
-        (B, L, ..., D_out), what ``then(function(*tokens, *context))`` returns.
+        (B, L, ..., D_out), what ``function``, or ``then`` after it, returns.
     """
     batch, length = tokens[0].shape[:2]
     total = length * tokens[0].shape[2:-1].numel()
@@ -52,7 +53,7 @@ def in_chunks(
     whole = (
         torch.compiler.is_compiling() or torch.jit.is_tracing() or tokens[0].device.type != 'cpu' or total < _MIN_TOKENS
     )
-    run = _chain(function, then)
+    run = function if then is None else partial(_run_both, function, then)
     if whole:
         return run(*tokens, *context)
     count = max(total // (max(_THREAD_TOKENS, _THREAD_SIZE // width) * torch.get_num_threads()), 1)
@@ -63,11 +64,11 @@ def in_chunks(
         if recompute and _RECOMPUTES:
             run = partial(checkpoint, run, use_reentrant=False)
         elif then is not None:
-            run = _chain(function, partial(checkpoint, then, use_reentrant=False))
+            # Of ``function``, what comes before its last matrix product is computed anew: that product needs its input.
+            run = partial(_run_both, *(partial(checkpoint, part, use_reentrant=False) for part in (function, then)))
     out = torch.cat([run(*chunk, *images[number // count]) for number, chunk in enumerate(chunks)], dim=1)
-    # No view, so that what is added in place needs no copy in the backward pass.
-    return torch.ops.aten._unsafe_view(out, (batch, length, *out.shape[2:]))
+    return out[0].unflatten(0, (batch, length))
 
 
-def _chain(function: Callable[..., Tensor], then: Callable[[Tensor], Tensor] | None) -> Callable[..., Tensor]:
-    return function if then is None else lambda *args: then(function(*args))
+def _run_both(function: Callable[..., Tensor], then: Callable[..., Tensor], *args: Tensor) -> Tensor:
+    return then(function(*args), *args)

@@ -29,7 +29,8 @@ def convolve_tokens(x: Tensor, hw_shape: tuple[int, int], conv: nn.Conv2d) -> Te
     # (B, T, D) seen as an NHWC map.
     grid = x.unflatten(1, hw_shape).permute(0, 3, 1, 2)
     if channels != 2 * conv.groups or not is_eager_float32(x):
-        return conv(grid).permute(0, 2, 3, 1).flatten(1, 2)
+        out = F.conv2d(grid, conv.weight, conv.bias, padding=conv.padding, groups=conv.groups)
+        return out.permute(0, 2, 3, 1).flatten(1, 2)
     # (D / 2, out, in, 3, 3)
     pairs = conv.weight.unflatten(0, (-1, 2))
     own = torch.stack([pairs[:, 0, 0], pairs[:, 1, 1]], dim=1).flatten(0, 1)[:, None]

@@ -195,6 +195,20 @@ def make_resampling(
     return Resampling(*weights)
 
 
+class Projection(NamedTuple):
+    """Weight (D_out, D_in) and bias (D_out,) of a linear layer, with what is folded into them."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def _projection(layer: nn.Linear | None, tokens: Tensor) -> Projection:
+    """That of ``layer``; without one, the identity on ``tokens`` (..., D)."""
+    weight = tokens.new_ones(tokens.shape[-1]).diag() if layer is None else layer.weight
+    bias = None if layer is None else layer.bias
+    return Projection(weight, weight.new_zeros(len(weight)) if bias is None else bias)
+
+
 class MemoryAttention(nn.Module):
     """Multi-head attention of the tokens over a cache (paper, Eq. 4, the memory's part).
 
@@ -243,16 +257,15 @@ class MemoryAttention(nn.Module):
         else:
             self.sr = None
 
-    def forward(self, x: Tensor, o_self: Tensor, memory: Tensor, weight: Tensor, bias: Tensor, keep: Tensor) -> Tensor:
-        """Attend the memory, project what was read and add it to what self-attention gave.
+    def forward(self, x: Tensor, read: Tensor, memory: Tensor, project: Projection, project_self: Projection) -> Tensor:
+        """Attend the memory and project what was read of it, and what self-attention read, into one sum.
 
         Args:
             x: (B, T, D), of whose first ``D_m`` channels the queries are made.
-            o_self: (B, T, D), output of self-attention.
+            read: (B, T, D), what self-attention read.
             memory: (B, T_m, D_m), or (1, T_m, D_m) where all images read the same.
-            weight: (D, D_m), output projection to use; :meth:`GRC.forward` folds the mix into it.
-            bias: (D,), its bias.
-            keep: (D,), the share of ``o_self``.
+            project: Of the memory's part, (D, D_m) and (D,); :meth:`GRC.forward` folds the mix into it.
+            project_self: Of self-attention's part, (D, D) and (D,), with the mix as well.
 
         Returns:
             (B, T, D).
@@ -261,14 +274,13 @@ class MemoryAttention(nn.Module):
         if key.shape[0] != x.shape[0]:
             key, value = (part.expand(x.shape[0], -1, -1, -1) for part in (key, value))
 
-        def mix(x: Tensor, o_self: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            query = self._queries(x)
-            read = F.scaled_dot_product_attention(query, key, value, dropout_p=self.attn_drop if self.training else 0.0)
-            o_mem = linear(read.transpose(1, 2).flatten(2), weight, bias)
-            # In place: a fresh map costs more than the sum.
-            return F.dropout(o_mem, self.proj_drop, self.training).addcmul_(o_self, keep.to(o_self.dtype))
+        def mix(x: Tensor, read: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            query, dropout = self._queries(x), self.attn_drop if self.training else 0.0
+            o_mem = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout).transpose(1, 2).flatten(2)
+            o_mem = F.dropout(linear(o_mem, *project), self.proj_drop, self.training)
+            return o_mem.add_(linear(read, *project_self))
 
-        return in_chunks(mix, [x, o_self], [key, value], width=x.shape[2], recompute=False)
+        return in_chunks(mix, [x, read], [key, value], width=x.shape[2], recompute=False)
 
     def attention(self, x: Tensor, memory: Tensor) -> Tensor:
         """The attention itself, which :meth:`forward` never holds in memory; for pictures.
@@ -402,13 +414,20 @@ class GRC(nn.Module):
         return f'variant={self.variant!r}, cache={self.cache_size[0]}x{self.cache_size[1]}x{self.dims}'
 
     def forward(
-        self, x: Tensor, o_self: Tensor, hw_shape: tuple[int, int], cache: Tensor, resampling: Resampling
+        self,
+        x: Tensor,
+        read: Tensor,
+        proj: nn.Linear | None,
+        hw_shape: tuple[int, int],
+        cache: Tensor,
+        resampling: Resampling,
     ) -> tuple[Tensor, Tensor | None]:
-        """Mix what self-attention gave with what the memory gives.
+        """Mix what self-attention gives with what the memory gives.
 
         Args:
             x: (B, T, D), the layer's normed tokens.
-            o_self: (B, T, D), output of self-attention on them, its output projection included.
+            read: (B, T, D), what self-attention read of its values, its heads side by side.
+            proj: The output projection of self-attention, D to D, which makes ``O_self`` of it. None: that was done.
             hw_shape: Rows H and columns W of the tokens, T = H W.
             cache: (1, T_m, D_m), the cache as it was before this step.
             resampling: From (H, W) to the cache's grid.
@@ -416,45 +435,67 @@ class GRC(nn.Module):
         Returns:
             The mix (B, T, D), and the cache (1, T_m, D_m) that this step proposes, detached: None in evaluation.
         """
-        summarised = (o_self if self.variant == 'code' else x).unflatten(1, hw_shape)
-        updates = self.variant == 'code' or self.training
-        memory = self._update(resampling, summarised, cache) if updates else cache
+        project_self = _projection(proj, read)
+        updates, memory = self.variant == 'code' or self.training, cache
+        if updates:
+            memory = self._update(*self._summarise(x, read, project_self, hw_shape, cache, resampling))
         proposal = memory.detach().mean(dim=0, keepdim=True) if self.training else None
         if updates and self.variant == 'paper':
             memory = memory.mean(dim=0, keepdim=True)
 
-        # σ(λ) scales the memory's output per head and zeros pad its channels to D / heads. Both are linear, so they go
-        # into the output projection, and no padded copy of the output is made.
+        # σ(λ) scales the memory's output per head and zeros pad its channels to D / heads; 1 - σ(λ) scales O_self. All
+        # of it is linear, so it goes into the two output projections: no padded or scaled copy of an output is made.
         alpha = self.lam.sigmoid()
-        proj = self.mem_attn.proj
+        weight, bias = _projection(self.mem_attn.proj, read)
         rows = (self.num_heads, self.dims // self.num_heads)
         padding = (self.embed_dims - self.dims) // self.num_heads
-        weight = F.pad(alpha[:, None, None] * proj.weight.unflatten(0, rows), (0, 0, 0, padding)).flatten(0, 1)
-        bias = F.pad(alpha[:, None] * proj.bias.unflatten(0, rows), (0, padding)).flatten()
+        weight = F.pad(alpha[:, None, None] * weight.unflatten(0, rows), (0, 0, 0, padding)).flatten(0, 1)
+        bias = F.pad(alpha[:, None] * bias.unflatten(0, rows), (0, padding)).flatten()
         keep = (1 - alpha).repeat_interleave(self.embed_dims // self.num_heads)
-        out = self.mem_attn(x, o_self, memory, weight, bias, keep)
+        kept = Projection(keep[:, None] * project_self.weight, keep * project_self.bias)
+        out = self.mem_attn(x, read, memory, Projection(weight, bias), kept)
         if self.pos_conv is not None:
-            out.add_(convolve_tokens(x, hw_shape, self.pos_conv))
+            # In place: a fresh map costs more than the sum.
+            out = convolve_tokens(x, hw_shape, self.pos_conv).add_(out)
         return out, proposal
 
     @torch.no_grad()
     def gates(
-        self, x: Tensor, o_self: Tensor, hw_shape: tuple[int, int], cache: Tensor, resampling: Resampling
+        self,
+        x: Tensor,
+        read: Tensor,
+        proj: nn.Linear | None,
+        hw_shape: tuple[int, int],
+        cache: Tensor,
+        resampling: Resampling,
     ) -> tuple[Tensor, Tensor]:
         """The gates that :meth:`forward` has for the same arguments, without gradients; for logs.
 
         Returns:
             The update gate z and the reset gate g, (B, T_m, D_m) each, in (0, 1).
         """
-        summarised = (o_self if self.variant == 'code' else x).unflatten(1, hw_shape)
         with _no_autocast(x.device):
-            return self._gates(*self._summarise(resampling, summarised, cache))
+            return self._gates(*self._summarise(x, read, _projection(proj, read), hw_shape, cache, resampling))
 
-    def _summarise(self, resampling: Resampling, summarised: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+    def _summarise(
+        self,
+        x: Tensor,
+        read: Tensor,
+        project_self: Projection,
+        hw_shape: tuple[int, int],
+        cache: Tensor,
+        resampling: Resampling,
+    ) -> tuple[Tensor, Tensor]:
         """The cache, repeated for each image, and the summary X̄, (B, T_m, D_m) each, in the cache's precision."""
-        dtype = torch.promote_types(summarised.dtype, torch.float32)
-        # All channels are resampled: a slice of the tokens would be copied, and its gradient filled up with zeros.
-        summary = resampling(summarised.to(dtype))[..., : self.dims]
+        tokens = read if self.variant == 'code' else x
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        with _no_autocast(x.device):
+            # All channels are resampled: a slice of the tokens would be copied, and its gradient filled up with zeros.
+            summary = resampling(tokens.to(dtype).unflatten(1, hw_shape))
+            if self.variant == 'code':
+                # The summary is of O_self: the mean of projections is the projection of the mean, on far fewer tokens.
+                summary = F.linear(summary, *(part[: self.dims].to(dtype) for part in project_self))
+        summary = summary[..., : self.dims]
         return cache.to(dtype).expand_as(summary), summary
 
     def _gates(self, cache: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
@@ -465,10 +506,9 @@ class GRC(nn.Module):
         )
         return update, reset
 
-    def _update(self, resampling: Resampling, summarised: Tensor, cache: Tensor) -> Tensor:
+    def _update(self, cache: Tensor, summary: Tensor) -> Tensor:
         """The updated cache C' of each image, (B, T_m, D_m), in the cache's precision (paper, Eq. 3)."""
-        with _no_autocast(summarised.device):
-            cache, summary = self._summarise(resampling, summarised, cache)
+        with _no_autocast(summary.device):
             update, reset = self._gates(cache, summary)
             dtype = summary.dtype
             parts = [reset * cache, summary]

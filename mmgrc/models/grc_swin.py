@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from mmengine.utils import to_2tuple
 from torch import Tensor
 
-from .attention import FFN, ShiftWindowMSA, add_residual
+from .attention import FFN, ShiftWindowMSA
 from .cache import CachedBackbone, CachedBlock
 from .convert import convert_swin
 from .grc import GRC, GRCConfig, Resampling
@@ -42,7 +42,7 @@ class SwinBlock(CachedBlock):
         self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
     ) -> tuple[Tensor, Tensor | None]:
         out, proposal = self.attn(self.norm1(x), hw_shape, cache, resampling)
-        return add_residual(out, x), proposal
+        return x + out, proposal
 
     def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         return self.ffn(x, self.norm2)

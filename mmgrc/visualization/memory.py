@@ -10,6 +10,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmdet.apis import inference_detector
 from torch import Tensor, nn
 
@@ -50,13 +51,13 @@ def _watch(branches: Sequence[GRC], views: dict[GRC, tuple]) -> Iterator[None]:
     reads: dict[MemoryAttention, tuple[Tensor, ...]] = {}
 
     def watch_memory(attention: MemoryAttention, args: tuple, output: Tensor) -> None:
-        x, o_self, memory, _, _, keep = args
-        from_self = keep * o_self[0]
+        x, read, memory, _, project_self = args
+        from_self = F.linear(read[0], *project_self)
         cells = attention.attention(x, memory).mean(dim=(1, 2))[0]
         reads[attention] = (from_self.norm(dim=1), (output[0] - from_self).norm(dim=1), cells * len(cells))
 
     def watch_branch(branch: GRC, args: tuple, output: tuple) -> None:
-        _, _, hw_shape, cache, _ = args
+        _, _, _, hw_shape, cache, _ = args
         views[branch] = (hw_shape, *reads[branch.mem_attn], cache)
 
     handles = [branch.register_forward_hook(watch_branch) for branch in branches]

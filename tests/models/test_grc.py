@@ -20,24 +20,26 @@ def make_branch(variant='code', dtype=torch.float32, **options):
     return branch
 
 
-def run(branch, x, o_self, hw, extent=None):
+def run(branch, x, read, hw, extent=None, proj=None):
     extent = torch.tensor([hw] * len(x), dtype=torch.float32) if extent is None else extent
     resampling = make_resampling(extent, hw, hw, branch.cache_size)
-    return branch(x, o_self, hw, branch.cache.clone(), resampling)
+    return branch(x, read, proj, hw, branch.cache.clone(), resampling)
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
 @pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('projection', ['done', 'bias', 'no bias'])
 @pytest.mark.parametrize(
     'options', [{}, {'sr_ratio': 1}, {'pos_conv': False}, {'cache_ratio': 1.0}, {'cache_ratio': 0.25}]
 )
-def test_equals_transcription(variant, training, options):
+def test_equals_transcription(variant, training, projection, options):
     branch = make_branch(variant, torch.float64, **options).train(training)
     hw = (5, 7)
-    x, o_self = (torch.randn(3, 35, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    x, read = (torch.randn(3, 35, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
     extents = [(5, 7), (3, 7), (4, 2.5)]
-    out, proposal = run(branch, x, o_self, hw, torch.tensor(extents, dtype=torch.float64))
-    expected, stored = reference.grc(branch, x, o_self, hw, extents, training)
+    proj = None if projection == 'done' else torch.nn.Linear(8, 8, projection == 'bias').double()
+    out, proposal = run(branch, x, read, hw, torch.tensor(extents, dtype=torch.float64), proj)
+    expected, stored = reference.grc(branch, x, proj(read) if proj else read, hw, extents, training)
     torch.testing.assert_close(out, expected)
     if training:
         torch.testing.assert_close(proposal, stored)
@@ -45,7 +47,7 @@ def test_equals_transcription(variant, training, options):
     else:
         assert proposal is None
 
-    wanted = [x, o_self, *branch.parameters()]
+    wanted = [x, read, *(proj.parameters() if proj else ()), *branch.parameters()]
     weights = torch.randn_like(out)
     grads = torch.autograd.grad((out * weights).sum(), wanted, allow_unused=True)
     expected_grads = torch.autograd.grad((expected * weights).sum(), wanted, allow_unused=True)
@@ -58,18 +60,19 @@ def test_equals_transcription(variant, training, options):
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_gradients_equal_finite_differences(variant):
     branch = make_branch(variant, torch.float64, embed_dims=4, cache_size=(2, 2))
-    x, o_self = (torch.randn(2, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    x, read = (torch.randn(2, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    proj = torch.nn.Linear(4, 4).double()
     names, values = zip(*branch.named_parameters(), strict=True)
     values = tuple(value.detach().requires_grad_() for value in values)
 
-    def forward(x, o_self, *parameters):
+    def forward(x, read, *parameters):
         resampling = make_resampling(torch.tensor([(2.0, 3.0), (2.0, 2.0)]).double(), (2, 3), (2, 3), (2, 2))
         state = dict(zip(names, parameters, strict=True))
-        arguments = (x, o_self, (2, 3), branch.cache.clone(), resampling)
+        arguments = (x, read, proj, (2, 3), branch.cache.clone(), resampling)
         return torch.func.functional_call(branch, state, arguments)[0]
 
     assert {'lam', 'update_gate.weight', 'candidate.weight', 'mem_attn.q.weight', 'pos_conv.weight'} <= set(names)
-    assert torch.autograd.gradcheck(forward, (x, o_self, *values))
+    assert torch.autograd.gradcheck(forward, (x, read, *values))
 
 
 def test_cache_is_a_constant_of_the_step():
@@ -78,7 +81,7 @@ def test_cache_is_a_constant_of_the_step():
     cache = branch.cache.clone().requires_grad_()
     x = torch.randn(2, 24, 8)
     resampling = make_resampling(torch.tensor([(4.0, 6.0)] * 2), (4, 6), (4, 6), (4, 6))
-    _, proposal = branch(x, x, (4, 6), cache, resampling)
+    _, proposal = branch(x, x, None, (4, 6), cache, resampling)
     assert not proposal.requires_grad
     assert torch.equal(branch.cache, before)
 

@@ -112,8 +112,8 @@ def test_mmengines_wrapper(family, monkeypatch):
     wrapper = AmpOptimWrapper(loss_scale='dynamic', dtype='bfloat16', optimizer=optimizer)
     weights = [parameter.clone() for parameter in model.parameters()]
     types = []
-    projection = next(module for name, module in model.named_modules() if name.endswith(('out_proj', 'w_msa.proj')))
-    projection.register_forward_hook(lambda module, args, out: types.append(out.dtype))
+    layer = next(module for name, module in model.named_modules() if name.endswith('mem_attn.q'))
+    layer.register_forward_hook(lambda module, args, out: types.append(out.dtype))
     seen = watch_gates(monkeypatch)
     for _ in range(2):
         logs = model.train_step({'inputs': torch.randn(2, 3, 64, 64)}, wrapper)

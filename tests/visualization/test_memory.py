@@ -21,7 +21,8 @@ def test_contributions_add_up(model, shapes):
     kept = {}
 
     def keep(branch, args, output):
-        x, o_self, hw_shape, cache, _ = args
+        x, read, proj, hw_shape, cache, _ = args
+        o_self = proj(read)
         conv = branch.pos_conv(x.unflatten(1, hw_shape).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
         share = 1 - branch.lam.sigmoid().repeat_interleave(branch.embed_dims // branch.num_heads)
         kept[branch] = (hw_shape, share * o_self, output[0] - conv - share * o_self, cache)
@@ -62,9 +63,8 @@ def test_attention_is_the_one_of_the_forward():
     attention = GRC(embed_dims=16, num_heads=2, cache_size=(4, 6), sr_ratio=2).mem_attn
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter)
-    x, memory, weight = torch.randn(3, 5, 8), torch.randn(1, 24, 8), torch.eye(8)
-    nothing = torch.zeros(8)
-    read = attention(x, torch.randn(3, 5, 8), memory, weight, bias=nothing, keep=nothing)
+    x, memory, bias = torch.randn(3, 5, 8), torch.randn(1, 24, 8), torch.zeros(8)
+    read = attention(x, torch.randn(3, 5, 8), memory, (torch.eye(8), bias), (torch.zeros(8, 8), bias))
     probabilities = attention.attention(x, memory)
     assert probabilities.shape == (3, 2, 5, 6)
     torch.testing.assert_close(probabilities.sum(dim=3), torch.ones(3, 2, 5))

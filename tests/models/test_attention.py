@@ -1,0 +1,70 @@
+"""What the attention and feed-forward layers owe to those who look into a model, and dropout beside a memory."""
+
+import pytest
+import torch
+from torch.nn.functional import conv2d
+
+from mmgrc.models.grc import make_resampling
+from tests.models.backbones import assert_same, build, loss
+
+family = pytest.mark.parametrize('family', ['pvt', 'pvtv2', 'swin'])
+# 40 x 32 tokens in the first stage: enough for chunks.
+SIZE = (160, 128)
+
+
+@family
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('options', [{}, {'grc': {'stages': ()}}])
+def test_forward_hooks_keep_what_they_saw(family, training, options):
+    """As features are taken from a layer: nothing that a module returned is changed later."""
+    backbone = build(family, **options).train(training)
+    kept = []
+
+    def keep(module, args, output):
+        for tensor in output if isinstance(output, tuple) else (output,):
+            if isinstance(tensor, torch.Tensor):
+                kept.append((type(module).__name__, tensor, tensor.detach().clone()))
+
+    for module in backbone.modules():
+        module.register_forward_hook(keep)
+    with torch.set_grad_enabled(training):
+        backbone(torch.randn(2, 3, *SIZE))
+    assert len(kept) > 40
+    for name, tensor, value in kept:
+        assert torch.equal(tensor, value), name
+
+
+@family
+@pytest.mark.parametrize('with_cp', [True, False])
+def test_backward_hooks_may_be_everywhere(family, with_cp):
+    backbone, plain = build(family, with_cp=with_cp), build(family, with_cp=with_cp)
+    seen = set()
+    for name, module in backbone.named_modules():
+        module.register_full_backward_hook(lambda *_, name=name: seen.add(name))
+    x = torch.randn(2, 3, *SIZE)
+    for model in (backbone, plain):
+        loss(model(x)).backward()
+    assert any(name.endswith('.grc') for name in seen)
+    assert_same(*([parameter.grad for parameter in model.parameters()] for model in (backbone, plain)))
+
+
+@pytest.mark.parametrize('family', ['pvt', 'swin'])
+def test_dropout_acts_on_the_projected_tokens(family):
+    """With all of them dropped the convolution is left, and the summary is of zeros."""
+    backbone = build(family, drop_rate=1.0)
+    name, branch = next(iter(backbone.grc_layers().items()))
+    layer = backbone.get_submodule(name.removesuffix('.grc'))
+    torch.nn.init.normal_(branch.pos_conv.weight)
+    branch.cache.normal_()
+    hw, x = (6, 10), torch.randn(2, 60, 8)
+    resampling = make_resampling(torch.tensor([(6.0, 10.0)] * 2), hw, hw, branch.cache_size)
+    residual = (torch.zeros_like(x),) if family == 'pvt' else ()
+    out, proposal = layer(x, hw, *residual, branch.cache.clone(), resampling)
+    grid = x.unflatten(1, hw).permute(0, 3, 1, 2)
+    expected = conv2d(grid, branch.pos_conv.weight, branch.pos_conv.bias, padding=1, groups=branch.pos_conv.groups)
+    torch.testing.assert_close(out, expected.flatten(2).transpose(1, 2))
+    gates = torch.cat([branch.cache, torch.zeros_like(branch.cache)], dim=2)
+    update, reset = (torch.sigmoid(gate(gates)) for gate in (branch.update_gate, branch.reset_gate))
+    candidate = branch.candidate(torch.cat([reset * branch.cache, torch.zeros_like(branch.cache)], dim=2))
+    candidate = branch.candidate_norm(torch.nn.functional.gelu(candidate))
+    torch.testing.assert_close(proposal, update * candidate + (1 - update) * branch.cache)

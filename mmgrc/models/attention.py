@@ -172,11 +172,11 @@ class MixFFN(nn.Module):
         for number, layer in enumerate(layers):
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
                 # PVTv2's depthwise convolution sees a token's neighbours.
-                out = in_chunks(partial(_run, layers[:number]), [x], width=width)
+                out = _run_in_chunks(layers[:number], out, width)
                 out = convolve_tokens(out, hw_shape, layer)
                 layers = layers[number + 1 :]
                 break
-        return _feed_forward(layers, out, x, self.dropout_layer, width)
+        return x + self.dropout_layer(_run_in_chunks(layers, out, width))
 
 
 class FFN(nn.Module):
@@ -202,32 +202,16 @@ class FFN(nn.Module):
             (B, T, D).
         """
         layers = [norm, *self.layers[0], *self.layers[1:]]
-        return _feed_forward(layers, x, x, self.dropout_layer, self.layers[0][0].out_features)
+        return x + self.dropout_layer(_run_in_chunks(layers, x, self.layers[0][0].out_features))
 
 
-def _feed_forward(layers: Sequence[nn.Module], x: Tensor, identity: Tensor, drop: nn.Module, width: int) -> Tensor:
-    """Run layers of which each takes each token by itself, and add the result to what the layer was given.
-
-    Args:
-        layers: A linear layer is the last one before the activation, and has the widest output, of ``width`` channels.
-        x: (B, T, D), tokens.
-        identity: (B, T, D'), what the result is added to.
-        drop: Drops the result of an image, and scales those that it keeps.
-        width: See ``layers``.
-
-    Returns:
-        (B, T, D').
-    """
+def _run_in_chunks(layers: Sequence[nn.Module], x: Tensor, width: int) -> Tensor:
+    """Run layers of which each takes each token by itself, on tokens (B, T, D) that are ``width`` channels at most."""
     weightless = [number for number, layer in enumerate(layers) if not any(True for _ in layer.parameters())]
     # The activation needs its input alone for the gradient, and gives the next layer's input anew.
     activation = weightless[0] if weightless else len(layers)
-
-    def add(out: Tensor, x: Tensor, identity: Tensor, share: Tensor) -> Tensor:
-        return torch.addcmul(identity, _run(layers[activation:], out), share)
-
-    # (B, 1, 1), one drawing for all chunks of an image.
-    share = drop(x.new_ones(x.shape[0], 1, 1))
-    return in_chunks(lambda x, *_: _run(layers[:activation], x), [x, identity], [share], width=width, then=add)
+    first, then = (partial(_run, part) for part in (layers[:activation], layers[activation:]))
+    return in_chunks(first, [x], width=width, then=then)
 
 
 def _run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:

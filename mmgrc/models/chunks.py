@@ -26,7 +26,7 @@ def in_chunks(
     context: Sequence[Tensor] = (),
     *,
     width: int,
-    then: Callable[..., Tensor] | None = None,
+    then: Callable[[Tensor], Tensor] | None = None,
     recompute: bool = True,
 ) -> Tensor:
     """Run a function of tokens on the CPU in chunks, and compute inner maps anew in the backward pass.
@@ -40,8 +40,7 @@ def in_chunks(
         tokens: (B, L, ..., D_i) each: L tokens, or L groups of tokens.
         context: (B, ...) each: what all tokens of an image see.
         width: Channels of the widest map, for each token.
-        then: What follows ``function``, of its result, ``tokens`` and ``context``: cheap to compute anew up to the last
-            map that a gradient needs.
+        then: What follows ``function``, of its result: cheap to compute anew up to the last map that a gradient needs.
         recompute: Whether ``function``, too, may be computed anew; else its inner maps are held.
 
     Returns:
@@ -70,5 +69,5 @@ def in_chunks(
     return out[0].unflatten(0, (batch, length))
 
 
-def _run_both(function: Callable[..., Tensor], then: Callable[..., Tensor], *args: Tensor) -> Tensor:
-    return then(function(*args), *args)
+def _run_both(function: Callable[..., Tensor], then: Callable[[Tensor], Tensor], *args: Tensor) -> Tensor:
+    return then(function(*args))

@@ -446,11 +446,11 @@ class GRC(nn.Module):
         # σ(λ) scales the memory's output per head and zeros pad its channels to D / heads; 1 - σ(λ) scales O_self. All
         # of it is linear, so it goes into the two output projections: no padded or scaled copy of an output is made.
         alpha = self.lam.sigmoid()
-        weight, bias = _projection(self.mem_attn.proj, read)
+        project = self.mem_attn.proj
         rows = (self.num_heads, self.dims // self.num_heads)
         padding = (self.embed_dims - self.dims) // self.num_heads
-        weight = F.pad(alpha[:, None, None] * weight.unflatten(0, rows), (0, 0, 0, padding)).flatten(0, 1)
-        bias = F.pad(alpha[:, None] * bias.unflatten(0, rows), (0, padding)).flatten()
+        weight = F.pad(alpha[:, None, None] * project.weight.unflatten(0, rows), (0, 0, 0, padding)).flatten(0, 1)
+        bias = F.pad(alpha[:, None] * project.bias.unflatten(0, rows), (0, padding)).flatten()
         keep = (1 - alpha).repeat_interleave(self.embed_dims // self.num_heads)
         kept = Projection(keep[:, None] * project_self.weight, keep * project_self.bias)
         out = self.mem_attn(x, read, memory, Projection(weight, bias), kept)

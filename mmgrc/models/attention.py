@@ -12,13 +12,16 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn.bricks.drop import DropPath
 from mmdet.models.backbones import pvt, swin
 from torch import Tensor, nn
 
 from .chunks import in_chunks
 from .convolution import convolve_tokens
+from .fused_attention import attend
 from .grc import GRC, Resampling
 from .linear import linear, prefers_onednn
+from .patches import convolve_patches
 
 __all__ = [
     'FFN',
@@ -27,20 +30,7 @@ __all__ = [
     'SpatialReductionAttention',
     'WindowOrder',
     'make_window_order',
-    'pad_to_kernel',
 ]
-
-
-def pad_to_kernel(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Pad a map (B, C, H, W) with zeros at the bottom and right until ``conv`` fits into it once.
-
-    Larger maps, where stock layers run, are returned as they are.
-    """
-    missing = [
-        max(kernel - 2 * padding - size, 0)
-        for kernel, padding, size in zip(conv.kernel_size, conv.padding, x.shape[2:], strict=True)
-    ]
-    return F.pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x
 
 
 class SpatialReductionAttention(nn.Module):
@@ -88,7 +78,7 @@ class SpatialReductionAttention(nn.Module):
         else:
             projected = _project_for_dropout(out, self.attn.out_proj, self.proj_drop)
             out, proposal = self.grc(x, *projected, hw_shape, cache, resampling)
-        return identity + self.dropout_layer(out), proposal
+        return _add_residual(identity, out, self.dropout_layer), proposal
 
     def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """(B, T, D); not projected yet where there is a memory, which does so."""
@@ -96,8 +86,8 @@ class SpatialReductionAttention(nn.Module):
         weight, bias, dims = attn.in_proj_weight, attn.in_proj_bias, attn.embed_dim
         attended = x
         if self.sr_ratio > 1:
-            grid = x.unflatten(1, hw_shape).permute(0, 3, 1, 2)
-            attended = self.norm(self.sr(pad_to_kernel(grid, self.sr)).flatten(2).transpose(1, 2))
+            attended, _ = convolve_patches(x.unflatten(1, hw_shape).permute(0, 3, 1, 2), self.sr)
+            attended = self.norm(attended)
         key_value = linear(attended, weight[dims:], None if bias is None else bias[dims:])
         # (B, K, 2 D) -> 2 x (B, heads, K, D / heads)
         key, value = key_value.unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -111,6 +101,13 @@ class SpatialReductionAttention(nn.Module):
             # No map is made, and what was read is held once only.
             return attend_chunk(x, key, value)
         return in_chunks(attend_chunk, [x], [key, value], width=attn.num_heads * key.shape[2])
+
+
+def _add_residual(identity: Tensor, out: Tensor, dropout: nn.Module) -> Tensor:
+    """``identity + dropout(out)``, (B, T, D) each. Where whole paths are dropped no scaled map is made."""
+    if isinstance(dropout, DropPath) and dropout.training and dropout.drop_prob:
+        return torch.addcmul(identity, out, dropout(identity.new_ones(len(out), 1, 1)))
+    return identity + dropout(out)
 
 
 def _project_for_dropout(read: Tensor, proj: nn.Linear, dropout: nn.Dropout) -> tuple[Tensor, nn.Linear | None]:
@@ -136,8 +133,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> 
     heads, _, channels = key.shape[1:]
     queries = query.unflatten(2, (heads, channels))
     if dropout or not prefers_onednn(query) or query.shape[0] > 1:
-        read = F.scaled_dot_product_attention(queries.transpose(1, 2), key, value, dropout_p=dropout)
-        return read.transpose(1, 2).flatten(2)
+        return attend(queries.transpose(1, 2), key, value, dropout).transpose(1, 2).flatten(2)
     reads = [
         linear(linear(q, k * channels**-0.5).softmax(dim=1), v.t())
         for q, k, v in zip(queries[0].unbind(1), key[0], value[0], strict=True)
@@ -176,7 +172,7 @@ class MixFFN(nn.Module):
                 out = convolve_tokens(out, hw_shape, layer)
                 layers = layers[number + 1 :]
                 break
-        return x + self.dropout_layer(_run_in_chunks(layers, out, width))
+        return _add_residual(x, _run_in_chunks(layers, out, width), self.dropout_layer)
 
 
 class FFN(nn.Module):
@@ -202,7 +198,7 @@ class FFN(nn.Module):
             (B, T, D).
         """
         layers = [norm, *self.layers[0], *self.layers[1:]]
-        return x + self.dropout_layer(_run_in_chunks(layers, x, self.layers[0][0].out_features))
+        return _add_residual(x, _run_in_chunks(layers, x, self.layers[0][0].out_features), self.dropout_layer)
 
 
 def _run_in_chunks(layers: Sequence[nn.Module], x: Tensor, width: int) -> Tensor:
@@ -305,6 +301,7 @@ class ShiftWindowMSA(nn.Module):
         self,
         x: Tensor,
         hw_shape: tuple[int, int],
+        identity: Tensor,
         cache: Tensor | None = None,
         resampling: Resampling | None = None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -313,6 +310,7 @@ class ShiftWindowMSA(nn.Module):
         Args:
             x: (B, T, D), normed tokens.
             hw_shape: Rows and columns of the tokens.
+            identity: (B, T, D), what the result is added to.
             cache: (1, T_m, D_m), see :meth:`GRC.forward`.
             resampling: See :meth:`GRC.forward`.
 
@@ -323,7 +321,7 @@ class ShiftWindowMSA(nn.Module):
         if self.grc is not None:
             projected = _project_for_dropout(out, self.w_msa.proj, self.w_msa.proj_drop)
             out, proposal = self.grc(x, *projected, hw_shape, cache, resampling)
-        return self.drop(out), proposal
+        return _add_residual(identity, out, self.drop), proposal
 
     def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """(B, T, D); not projected yet where there is a memory, which does so."""

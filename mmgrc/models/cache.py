@@ -112,6 +112,9 @@ class CacheStep:
             x, proposal = block(x, hw_shape, cache, resampling)
             if proposal is not None:
                 self.proposals.append((branch, proposal))
+        if x.requires_grad and not torch.compiler.is_compiling():
+            # What follows sees a map, and gives a gradient whose channels are apart. All blocks would go on with it.
+            x.register_hook(Tensor.contiguous)
         return x
 
 

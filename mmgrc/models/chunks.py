@@ -66,7 +66,7 @@ def in_chunks(
             # Of ``function``, what comes before its last matrix product is computed anew: that product needs its input.
             run = partial(_run_both, *(partial(checkpoint, part, use_reentrant=False) for part in (function, then)))
     out = torch.cat([run(*chunk, *images[number // count]) for number, chunk in enumerate(chunks)], dim=1)
-    return out[0].unflatten(0, (batch, length))
+    return out.flatten(0, 1).unflatten(0, (batch, length))
 
 
 def _run_both(function: Callable[..., Tensor], then: Callable[[Tensor], Tensor], *args: Tensor) -> Tensor:

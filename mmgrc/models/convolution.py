@@ -39,5 +39,5 @@ def convolve_tokens(x: Tensor, hw_shape: tuple[int, int], conv: nn.Conv2d) -> Te
         F.conv2d(grid, weight, bias, padding=conv.padding, groups=channels).permute(0, 2, 3, 1)
         for weight, bias in ((own, conv.bias), (other, None))
     )
-    swapped = torch.stack([crossed[..., 1::2], crossed[..., ::2]], dim=4).flatten(3)
-    return out.add_(swapped).flatten(1, 2)
+    first, second = crossed.unflatten(3, (-1, 2)).unbind(4)
+    return (out + torch.stack([second, first], dim=4).flatten(3)).flatten(1, 2)

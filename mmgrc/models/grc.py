@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from .chunks import in_chunks
 from .convolution import convolve_tokens
+from .fused_attention import attend
 from .linear import linear
+from .patches import convolve_patches
 
 __all__ = ['GRC', 'GRCConfig', 'MemoryAttention', 'Resampling', 'make_resampling', 'valid_extent']
 
@@ -276,7 +278,7 @@ class MemoryAttention(nn.Module):
 
         def mix(x: Tensor, read: Tensor, key: Tensor, value: Tensor) -> Tensor:
             query, dropout = self._queries(x), self.attn_drop if self.training else 0.0
-            o_mem = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout).transpose(1, 2).flatten(2)
+            o_mem = attend(query, key, value, dropout).transpose(1, 2).flatten(2)
             o_mem = F.dropout(linear(o_mem, *project), self.proj_drop, self.training)
             return o_mem.add_(linear(read, *project_self))
 
@@ -304,9 +306,9 @@ class MemoryAttention(nn.Module):
         """(B, heads, K, D_m / heads) each, of the reduced memory."""
         memory = memory.to(self.kv.weight.dtype)
         if self.sr is not None:
-            # (B, T_m, D_m) seen as an NHWC map; the convolution gives one of 1/sr_ratio the rows and columns.
-            memory = self.sr(memory.unflatten(1, self.cache_size).permute(0, 3, 1, 2))
-            memory = self.norm(memory.flatten(2).transpose(1, 2))
+            # (B, T_m, D_m) seen as an NHWC map; the convolution gives 1/sr_ratio of the rows and columns.
+            memory, _ = convolve_patches(memory.unflatten(1, self.cache_size).permute(0, 3, 1, 2), self.sr)
+            memory = self.norm(memory)
         # (B, K, 2 D_m) -> 2 x (B, heads, K, D_m / heads)
         key, value = self.kv(memory).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return key, value
@@ -455,8 +457,7 @@ class GRC(nn.Module):
         kept = Projection(keep[:, None] * project_self.weight, keep * project_self.bias)
         out = self.mem_attn(x, read, memory, Projection(weight, bias), kept)
         if self.pos_conv is not None:
-            # In place: a fresh map costs more than the sum.
-            out = convolve_tokens(x, hw_shape, self.pos_conv).add_(out)
+            out = out + convolve_tokens(x, hw_shape, self.pos_conv)
         return out, proposal
 
     @torch.no_grad()

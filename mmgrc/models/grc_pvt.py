@@ -7,15 +7,15 @@ from itertools import accumulate
 from operator import mul
 
 from mmdet.models.backbones import pvt
-from mmdet.models.layers import nlc_to_nchw
 from mmengine.registry import MODELS
 from mmengine.utils import to_2tuple
 from torch import Tensor
 
-from .attention import MixFFN, SpatialReductionAttention, pad_to_kernel
+from .attention import MixFFN, SpatialReductionAttention
 from .cache import CachedBackbone, CachedBlock
 from .convert import convert_pvt
 from .grc import GRC, GRCConfig, Resampling
+from .patches import embed_patches
 
 __all__ = ['GRCPyramidVisionTransformer', 'GRCPyramidVisionTransformerV2']
 
@@ -102,11 +102,12 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
         """
         step, outs = self.begin_step(x), []
         for number, (patch_embed, blocks, norm) in enumerate(self.layers):
-            x, hw_shape = patch_embed(pad_to_kernel(x, patch_embed.projection))
+            x, hw_shape = embed_patches(patch_embed, x)
             x = step.run(number, blocks, x, hw_shape)
-            x = nlc_to_nchw(norm(x), hw_shape)
+            # A view of the tokens; only what is given out is transposed.
+            x = norm(x).unflatten(1, hw_shape).permute(0, 3, 1, 2)
             if number in self.out_indices:
-                outs.append(x)
+                outs.append(x.contiguous())
         self.commit(step)
         return tuple(outs)
 

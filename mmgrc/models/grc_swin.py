@@ -16,6 +16,7 @@ from .attention import FFN, ShiftWindowMSA
 from .cache import CachedBackbone, CachedBlock
 from .convert import convert_swin
 from .grc import GRC, GRCConfig, Resampling
+from .patches import PatchMerging, embed_patches
 
 __all__ = ['GRCSwinTransformer']
 
@@ -41,8 +42,7 @@ class SwinBlock(CachedBlock):
     def _attend(
         self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
     ) -> tuple[Tensor, Tensor | None]:
-        out, proposal = self.attn(self.norm1(x), hw_shape, cache, resampling)
-        return x + out, proposal
+        return self.attn(self.norm1(x), hw_shape, x, cache, resampling)
 
     def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         return self.ffn(x, self.norm2)
@@ -82,6 +82,8 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
             for index, block in enumerate(stage.blocks):
                 branch = _make_branch(block.attn.w_msa, options, number) if number in options.stages else None
                 stage.blocks[index] = SwinBlock(block, branch)
+            if stage.downsample and PatchMerging.fits(stage.downsample):
+                stage.downsample = PatchMerging(stage.downsample)
         self.init_caches(options)
 
     def train(self, mode: bool = True) -> GRCSwinTransformer:
@@ -103,7 +105,7 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
             The maps (B, D_i, H_i, W_i) of the stages in ``out_indices``.
         """
         step, outs = self.begin_step(x), []
-        x, hw_shape = self.patch_embed(x)
+        x, hw_shape = embed_patches(self.patch_embed, x)
         if self.use_abs_pos_embed:
             x = x + self._position_embedding(hw_shape)
         x = self.drop_after_pos(x)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 from torch.nn.functional import conv2d
 
 from mmgrc.models.grc import make_resampling
-from tests.models.backbones import assert_same, build, loss
+from tests.models.backbones import SMALL, assert_same, build, loss
 
 family = pytest.mark.parametrize('family', ['pvt', 'pvtv2', 'swin'])
 # 40 x 32 tokens in the first stage: enough for chunks.
@@ -48,6 +49,38 @@ def test_backward_hooks_may_be_everywhere(family, with_cp):
     assert_same(*([parameter.grad for parameter in model.parameters()] for model in (backbone, plain)))
 
 
+@family
+def test_gradients_of_tokens_lie_as_the_tokens_do(family):
+    """What follows a stage sees a map. In its layout each sum of gradients would take twice as long."""
+    backbone = build(family)
+    strides = set()
+    for name, module in backbone.named_modules():
+        if name.endswith(('.norm1', '.norm2')):
+            module.register_forward_pre_hook(
+                lambda module, args: args[0].register_hook(lambda grad: strides.add(grad.is_contiguous())) and None
+            )
+    loss(backbone(torch.randn(2, 3, *SIZE))).backward()
+    assert strides == {True}
+
+
+@family
+def test_dropped_paths_are_those_of_the_stock_backbone(family):
+    backbone = build(family, drop_path_rate=0.6, grc={'stages': ()})
+    config = {key: value for key, value in SMALL[family].items() if key != 'type'}
+    stock = MODELS.build(
+        {'type': f'mmdet.{SMALL[family]["type"].removeprefix("GRC")}', 'drop_path_rate': 0.6, **config}
+    )
+    stock.load_state_dict(backbone.state_dict())
+    x, results = torch.randn(4, 3, 64, 64).double(), []
+    for model in (backbone, stock):
+        model.double().train()
+        torch.manual_seed(1)
+        outs = model(x)
+        loss(outs).backward()
+        results.append([*outs, *(parameter.grad for parameter in model.parameters())])
+    assert_same(*results, tolerance=1e-9)
+
+
 @pytest.mark.parametrize('family', ['pvt', 'swin'])
 def test_dropout_acts_on_the_projected_tokens(family):
     """With all of them dropped the convolution is left, and the summary is of zeros."""
@@ -58,8 +91,7 @@ def test_dropout_acts_on_the_projected_tokens(family):
     branch.cache.normal_()
     hw, x = (6, 10), torch.randn(2, 60, 8)
     resampling = make_resampling(torch.tensor([(6.0, 10.0)] * 2), hw, hw, branch.cache_size)
-    residual = (torch.zeros_like(x),) if family == 'pvt' else ()
-    out, proposal = layer(x, hw, *residual, branch.cache.clone(), resampling)
+    out, proposal = layer(x, hw, torch.zeros_like(x), branch.cache.clone(), resampling)
     grid = x.unflatten(1, hw).permute(0, 3, 1, 2)
     expected = conv2d(grid, branch.pos_conv.weight, branch.pos_conv.bias, padding=1, groups=branch.pos_conv.groups)
     torch.testing.assert_close(out, expected.flatten(2).transpose(1, 2))

@@ -85,7 +85,7 @@ def test_branch_around_windows_equals_transcription(variant, index):
     hw, extents = (9, 11), [(9, 11), (6, 8)]
     x = torch.randn(2, 99, 24, dtype=torch.float64)
     resampling = make_resampling(torch.tensor(extents, dtype=torch.float64), hw, hw, (3, 4))
-    out, proposal = layer(x, hw, layer.grc.cache.clone(), resampling)
+    out, proposal = layer(x, hw, torch.zeros_like(x), layer.grc.cache.clone(), resampling)
     expected, stored = reference.grc(layer.grc, x, stock(x, hw), hw, extents)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(proposal, stored)

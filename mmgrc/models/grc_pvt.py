@@ -15,7 +15,7 @@ from .attention import MixFFN, SpatialReductionAttention
 from .cache import CachedBackbone, CachedBlock
 from .convert import convert_pvt
 from .grc import GRC, GRCConfig, Resampling
-from .patches import embed_patches
+from .patches import PatchEmbed
 
 __all__ = ['GRCPyramidVisionTransformer', 'GRCPyramidVisionTransformerV2']
 
@@ -77,7 +77,8 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
         image_size = to_2tuple(pretrain_img_size)
         grids = [tuple(size // stride for size in image_size) for stride in accumulate(self.strides, mul)]
         options = GRCConfig.parse(grc, self.num_stages, grids)
-        for stage, (_, blocks, _) in enumerate(self.layers):
+        for stage, (patch_embed, blocks, _) in enumerate(self.layers):
+            self.layers[stage][0] = PatchEmbed(patch_embed)
             for index, block in enumerate(blocks):
                 if isinstance(block, pvt.AbsolutePositionEmbedding):
                     # Stock has NumPy integers there, which exporters take for values that depend on the data.
@@ -102,7 +103,7 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
         """
         step, outs = self.begin_step(x), []
         for number, (patch_embed, blocks, norm) in enumerate(self.layers):
-            x, hw_shape = embed_patches(patch_embed, x)
+            x, hw_shape = patch_embed(x)
             x = step.run(number, blocks, x, hw_shape)
             # A view of the tokens; only what is given out is transposed.
             x = norm(x).unflatten(1, hw_shape).permute(0, 3, 1, 2)

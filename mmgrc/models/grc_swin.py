@@ -16,7 +16,7 @@ from .attention import FFN, ShiftWindowMSA
 from .cache import CachedBackbone, CachedBlock
 from .convert import convert_swin
 from .grc import GRC, GRCConfig, Resampling
-from .patches import PatchMerging, embed_patches
+from .patches import PatchEmbed, PatchMerging
 
 __all__ = ['GRCSwinTransformer']
 
@@ -78,6 +78,7 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
             for stride, pooling in zip(strides, _CACHE_POOLING, strict=False)
         ]
         options = GRCConfig.parse(grc, len(self.stages), grids)
+        self.patch_embed = PatchEmbed(self.patch_embed)
         for number, stage in enumerate(self.stages):
             for index, block in enumerate(stage.blocks):
                 branch = _make_branch(block.attn.w_msa, options, number) if number in options.stages else None
@@ -105,7 +106,7 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
             The maps (B, D_i, H_i, W_i) of the stages in ``out_indices``.
         """
         step, outs = self.begin_step(x), []
-        x, hw_shape = embed_patches(self.patch_embed, x)
+        x, hw_shape = self.patch_embed(x)
         if self.use_abs_pos_embed:
             x = x + self._position_embedding(hw_shape)
         x = self.drop_after_pos(x)

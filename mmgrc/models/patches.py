@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from mmdet.models.layers import PatchEmbed
-from mmdet.models.layers import PatchMerging as StockPatchMerging
+from mmdet.models import layers
 from torch import Tensor, nn
 
 from .linear import linear
 
-__all__ = ['PatchMerging', 'convolve_patches', 'embed_patches']
+__all__ = ['PatchEmbed', 'PatchMerging', 'convolve_patches']
 
 
 def convolve_patches(grid: Tensor, conv: nn.Module) -> tuple[Tensor, tuple[int, int]]:
@@ -41,20 +40,25 @@ def convolve_patches(grid: Tensor, conv: nn.Module) -> tuple[Tensor, tuple[int, 
     return tokens, tuple(patches.shape[1:3])
 
 
-def embed_patches(embed: PatchEmbed, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Run MMDetection's patch embedding.
+class PatchEmbed(nn.Module):
+    """Patch embedding of images, or of the map of the stage before.
 
     Args:
-        embed: The layer.
-        images: (B, C, H, W), images or the map of the stage before.
-
-    Returns:
-        (B, T, D), and the rows and columns of the tokens.
+        stock: The layer of MMDetection whose submodules are adopted.
     """
-    if embed.adap_padding:
-        images = embed.adap_padding(images)
-    tokens, hw_shape = convolve_patches(images, embed.projection)
-    return (tokens if embed.norm is None else embed.norm(tokens)), hw_shape
+
+    def __init__(self, stock: layers.PatchEmbed) -> None:
+        super().__init__()
+        self.adap_padding = stock.adap_padding
+        self.projection = stock.projection
+        self.norm = stock.norm
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Embed (B, C, H, W) as tokens (B, T, D); returns their rows and columns, too."""
+        if self.adap_padding is not None:
+            images = self.adap_padding(images)
+        tokens, hw_shape = convolve_patches(images, self.projection)
+        return (tokens if self.norm is None else self.norm(tokens)), hw_shape
 
 
 class PatchMerging(nn.Module):
@@ -64,14 +68,14 @@ class PatchMerging(nn.Module):
         stock: The layer of MMDetection whose submodules are adopted.
     """
 
-    def __init__(self, stock: StockPatchMerging) -> None:
+    def __init__(self, stock: layers.PatchMerging) -> None:
         super().__init__()
         self.norm = stock.norm
         self.reduction = stock.reduction
         self.patch_size = stock.sampler.kernel_size
 
     @staticmethod
-    def fits(stock: StockPatchMerging) -> bool:
+    def fits(stock: layers.PatchMerging) -> bool:
         """Whether the layer's patches do not overlap, and its norm is Swin's or none."""
         sampler = stock.sampler
         tiles = sampler.kernel_size == sampler.stride and sampler.dilation == (1, 1) and sampler.padding == (0, 0)

@@ -3,11 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mmdet.models.layers import PatchEmbed
-from mmdet.models.layers import PatchMerging as StockPatchMerging
+from mmdet.models import layers
 from torch import nn
 
-from mmgrc.models.patches import PatchMerging, convolve_patches, embed_patches
+from mmgrc.models.patches import PatchEmbed, PatchMerging, convolve_patches
 
 
 def assert_same_gradients(inputs, grad, *runs):
@@ -64,11 +63,13 @@ def test_equals_convolution(size, options, bias, last):
 @pytest.mark.parametrize('padding', ['corner', 0, 1])
 def test_patch_embedding_equals_mmdetection(padding, norm):
     torch.manual_seed(0)
-    embed = PatchEmbed(3, 8, kernel_size=4, stride=4, padding=padding, norm_cfg=norm)
+    stock = layers.PatchEmbed(3, 8, kernel_size=4, stride=4, padding=padding, norm_cfg=norm)
+    ours = PatchEmbed(stock)
+    assert ours.state_dict().keys() == stock.state_dict().keys()
     x = torch.randn(2, 3, 18, 13)
-    expected, hw_shape = embed(x)
-    assert embed_patches(embed, x)[1] == hw_shape
-    runs = [(lambda x, run=run: run(x)[0], embed) for run in (lambda x: embed_patches(embed, x), embed)]
+    expected, hw_shape = stock(x)
+    assert ours(x)[1] == hw_shape
+    runs = [(lambda x, run=run: run(x)[0], stock) for run in (ours, stock)]
     assert_same_gradients(x, torch.randn_like(expected), *runs)
 
 
@@ -76,7 +77,7 @@ def test_patch_embedding_equals_mmdetection(padding, norm):
 @pytest.mark.parametrize('options', [{}, {'norm_cfg': None, 'bias': True}, {'kernel_size': 3, 'stride': 3}])
 def test_patch_merging_equals_mmdetection(size, options):
     torch.manual_seed(0)
-    stock = StockPatchMerging(6, 10, **options)
+    stock = layers.PatchMerging(6, 10, **options)
     if stock.norm is not None:
         nn.init.normal_(stock.norm.weight)
         nn.init.normal_(stock.norm.bias)
@@ -92,4 +93,4 @@ def test_patch_merging_equals_mmdetection(size, options):
 
 @pytest.mark.parametrize('options', [{'stride': 1}, {'padding': 1}, {'dilation': 2}, {'norm_cfg': {'type': 'BN1d'}}])
 def test_other_patch_merging_is_left_to_mmdetection(options):
-    assert not PatchMerging.fits(StockPatchMerging(6, 10, **options))
+    assert not PatchMerging.fits(layers.PatchMerging(6, 10, **options))

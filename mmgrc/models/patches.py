@@ -30,14 +30,11 @@ def convolve_patches(grid: Tensor, conv: nn.Module) -> tuple[Tensor, tuple[int, 
     ]
     if any(missing):
         grid = F.pad(grid, (0, missing[1], 0, missing[0]))
-    plain = isinstance(conv, nn.Conv2d) and conv.groups == 1 and conv.dilation == (1, 1) and conv.padding == (0, 0)
-    if not plain or conv.kernel_size != conv.stride:
+    if not (isinstance(conv, nn.Conv2d) and conv.groups == 1 and _tiles(conv)):
         out = conv(grid)
         return out.flatten(2).transpose(1, 2), tuple(out.shape[2:])
-    patches = _cut(grid.permute(0, 2, 3, 1), conv.kernel_size)
-    # (D, C, rows, cols) -> (D, rows cols C)
-    tokens = linear(patches.flatten(1, 2), conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
-    return tokens, tuple(patches.shape[1:3])
+    patches, hw_shape = _cut(grid, conv.kernel_size)
+    return linear(patches, _reorder(conv.weight.flatten(1), grid.shape[1]), conv.bias), hw_shape
 
 
 class PatchEmbed(nn.Module):
@@ -70,47 +67,48 @@ class PatchMerging(nn.Module):
 
     def __init__(self, stock: layers.PatchMerging) -> None:
         super().__init__()
+        self.adap_padding = stock.adap_padding
         self.norm = stock.norm
         self.reduction = stock.reduction
         self.patch_size = stock.sampler.kernel_size
 
     @staticmethod
     def fits(stock: layers.PatchMerging) -> bool:
-        """Whether the layer's patches do not overlap, and its norm is Swin's or none."""
-        sampler = stock.sampler
-        tiles = sampler.kernel_size == sampler.stride and sampler.dilation == (1, 1) and sampler.padding == (0, 0)
-        return tiles and isinstance(stock.norm, nn.LayerNorm | None)
+        """Whether the layer pads to whole patches that do not overlap, and its norm is Swin's or none."""
+        padded = stock.adap_padding is not None
+        return padded and _tiles(stock.sampler) and isinstance(stock.norm, nn.LayerNorm | None)
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """Merge each patch of tokens into one.
 
         Args:
             x: (B, T, D).
-            hw_shape: Rows and columns of the tokens; padded with zeros at the bottom and right to whole patches.
+            hw_shape: Rows and columns of the tokens; padded with zeros to whole patches.
 
         Returns:
             (B, T', D'), and their rows and columns.
         """
-        grid = x.unflatten(1, hw_shape)
-        missing = [-length % size for length, size in zip(hw_shape, self.patch_size, strict=True)]
-        if any(missing):
-            grid = F.pad(grid, (0, 0, 0, missing[1], 0, missing[0]))
-        patches = _cut(grid, self.patch_size)
-        tokens = patches.flatten(1, 2)
+        dims = x.shape[2]
+        patches, hw_shape = _cut(self.adap_padding(x.unflatten(1, hw_shape).permute(0, 3, 1, 2)), self.patch_size)
         if self.norm is not None:
-            weight, bias = (self._reorder(part, x.shape[2]) for part in (self.norm.weight, self.norm.bias))
-            tokens = F.layer_norm(tokens, self.norm.normalized_shape, weight, bias, self.norm.eps)
-        tokens = linear(tokens, self._reorder(self.reduction.weight, x.shape[2]), self.reduction.bias)
-        return tokens, tuple(patches.shape[1:3])
-
-    @staticmethod
-    def _reorder(weight: Tensor, dims: int) -> Tensor:
-        """Bring the last axis from MMDetection's order, the places of a channel side by side, to that of a patch."""
-        return weight.unflatten(-1, (dims, -1)).transpose(-1, -2).flatten(-2)
+            weight, bias = _reorder(self.norm.weight, dims), _reorder(self.norm.bias, dims)
+            patches = F.layer_norm(patches, self.norm.normalized_shape, weight, bias, self.norm.eps)
+        return linear(patches, _reorder(self.reduction.weight, dims), self.reduction.bias), hw_shape
 
 
-def _cut(grid: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut (B, H, W, D) into patches (B, H', W', rows cols D); what does not fill one is left out."""
-    rows, cols = (length // part for length, part in zip(grid.shape[1:3], size, strict=True))
-    grid = grid[:, : rows * size[0], : cols * size[1]]
-    return grid.unflatten(2, (cols, size[1])).unflatten(1, (rows, size[0])).transpose(2, 3).flatten(3)
+def _tiles(layer: nn.Conv2d | nn.Unfold) -> bool:
+    """Whether the layer's patches stand side by side, with nothing between, around or in common."""
+    return layer.kernel_size == layer.stride and layer.dilation == (1, 1) and layer.padding == (0, 0)
+
+
+def _cut(grid: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    """Cut (B, D, H, W) into T patches, (B, T, rows cols D), and their rows and columns; a rest is left out."""
+    rows, cols = (length // part for length, part in zip(grid.shape[2:], size, strict=True))
+    grid = grid.permute(0, 2, 3, 1)[:, : rows * size[0], : cols * size[1]]
+    patches = grid.unflatten(2, (cols, size[1])).unflatten(1, (rows, size[0])).transpose(2, 3)
+    return patches.flatten(3).flatten(1, 2), (rows, cols)
+
+
+def _reorder(weight: Tensor, dims: int) -> Tensor:
+    """Bring the last axis from PyTorch's order, the places of each of ``dims`` channels, to that of a patch."""
+    return weight.unflatten(-1, (dims, -1)).transpose(-1, -2).flatten(-2)

@@ -74,7 +74,9 @@ def test_patch_embedding_equals_mmdetection(padding, norm):
 
 
 @pytest.mark.parametrize('size', [(8, 6), (7, 5), (1, 1)])
-@pytest.mark.parametrize('options', [{}, {'norm_cfg': None, 'bias': True}, {'kernel_size': 3, 'stride': 3}])
+@pytest.mark.parametrize(
+    'options', [{}, {'norm_cfg': None, 'bias': True}, {'kernel_size': 3, 'stride': 3}, {'padding': 'same'}]
+)
 def test_patch_merging_equals_mmdetection(size, options):
     torch.manual_seed(0)
     stock = layers.PatchMerging(6, 10, **options)
@@ -91,6 +93,8 @@ def test_patch_merging_equals_mmdetection(size, options):
     assert_same_gradients(x, torch.randn_like(expected), *runs)
 
 
-@pytest.mark.parametrize('options', [{'stride': 1}, {'padding': 1}, {'dilation': 2}, {'norm_cfg': {'type': 'BN1d'}}])
+@pytest.mark.parametrize(
+    'options', [{'stride': 1}, {'padding': 1}, {'padding': 0}, {'dilation': 2}, {'norm_cfg': {'type': 'BN1d'}}]
+)
 def test_other_patch_merging_is_left_to_mmdetection(options):
     assert not PatchMerging.fits(layers.PatchMerging(6, 10, **options))

@@ -5,6 +5,7 @@ _base_ = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py'
 custom_imports = dict(imports=['mmgrc'], allow_failed_imports=False)
 default_hooks = dict(
     checkpoint=dict(type='AtomicCheckpointHook'),
+    data_error=dict(type='DataErrorHook'),
     exact_resume=dict(type='ExactResumeHook'),
     stop_signal=dict(type='StopSignalHook'),
     grc_monitor=dict(type='GRCMonitorHook', interval=50))

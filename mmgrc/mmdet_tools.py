@@ -4,39 +4,42 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import re
 import sys
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
-import cv2
 import mmdet
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.device import get_device
 
 from .config import config_path
 from .engine.atomic_checkpoint_hook import CheckpointWriteError
+from .engine.data_error_hook import DataError
 from .engine.ranks import LauncherError, check_environment, read_slurm_environment, start_cpu_ranks
 from .engine.stop_signal_hook import TrainingStopped
 from .preflight import (
+    CocoFiles,
     PreflightError,
     build_model,
-    check_annotations,
     check_checkpoint,
     check_datasets,
+    check_evaluator,
+    check_hooks,
+    check_optimizer,
     check_resume,
     check_weights,
     check_work_dir,
-    find_empty_images,
+    is_first_of_machine,
     load_config,
+    read_datasets,
 )
 
 __all__ = ['main']
 
 _LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
+_EVALUATED = {'train': 'val', 'test': 'test'}
 # As sysexits.h has it, a failure that goes away when one tries again; and as shells have it, the end by SIGINT.
 _EXIT_STOPPED, _EXIT_INTERRUPTED = 75, 130
 
@@ -60,13 +63,12 @@ def _work_dir(args: Namespace, config: Config) -> str:
 
 
 def _check_train(args: Namespace, config: Config) -> None:
-    if args.amp and get_device() == 'cpu':
-        raise PreflightError('--amp needs a GPU: MMEngine has mixed precision for no CPU. Train without it')
-    if args.resume is None:
-        build_model(config)
-    else:
-        args.resume = check_resume(config, args.resume, _work_dir(args, config))
-    check_weights(config)
+    model = build_model(config)
+    optimizer = check_optimizer(config, model, args.amp, args.auto_scale_lr)
+    if args.resume is not None:
+        args.resume = check_resume(config, args.resume, _work_dir(args, config), optimizer)
+    check_weights(config, model)
+    check_hooks(config)
 
 
 def _check_test(args: Namespace, config: Config) -> None:
@@ -78,7 +80,13 @@ def _check_test(args: Namespace, config: Config) -> None:
 _CHECKS = {'train': _check_train, 'test': _check_test}
 
 
-def _prepare(name: str, args: Namespace) -> Config:
+def _check_data(name: str, config: Config) -> None:
+    files, phase = CocoFiles(), _EVALUATED[name]
+    datasets = read_datasets(config, _LOADERS[name], files)
+    check_evaluator(config, phase, datasets.get(f'{phase}_dataloader'), files)
+
+
+def _prepare(name: str, args: Namespace) -> None:
     """Check what the user gave, and bring ``args`` to what MMDetection's tool needs.
 
     Raises:
@@ -92,7 +100,8 @@ def _prepare(name: str, args: Namespace) -> Config:
             raise PreflightError(str(error)) from error
     check_datasets(config, _LOADERS[name])
     _CHECKS[name](args, config)
-    check_annotations(config, _LOADERS[name])
+    if is_first_of_machine():
+        _check_data(name, config)
     check_work_dir(_work_dir(args, config))
     if args.launcher == 'slurm':
         read_slurm_environment()
@@ -101,23 +110,19 @@ def _prepare(name: str, args: Namespace) -> Config:
     if args.launcher in ('pytorch', 'slurm') and not torch.cuda.is_available():
         # The user's options are merged into the config already.
         args.cfg_options = {**(args.cfg_options or {}), **start_cpu_ranks(config)}
-    return config
 
 
-def _run(name: str, tool: ModuleType, config: Config) -> str | None:
+def _run(tool: ModuleType) -> str | None:
     """Run the tool, and give faults that are not in the code as a message instead of a traceback."""
     try:
         tool.main()
     except CheckpointWriteError as error:
         return str(error)
-    except (AssertionError, cv2.error) as error:
-        # Raised by mmcv's LoadImageFromFile, here or in a worker process.
-        # A worker's traceback has the line of the source before the message.
-        if names := re.findall(r'failed to load image: (.+)', str(error)):
-            return f'the image {names[-1]} cannot be decoded. Replace it, or take it out of the annotations.'
-        if isinstance(error, cv2.error) and (empty := find_empty_images(config, _LOADERS[name])):
-            return f'{len(empty)} images are empty files, {", ".join(empty[:3])}. Copy them again.'
-        raise
+    except DataError as error:
+        # One of a worker process has that process's traceback before its message.
+        return (
+            f'{str(error).rsplit("DataError: ", 1)[-1].strip()}. Replace the image, or remove it from the annotations.'
+        )
     return None
 
 
@@ -137,10 +142,10 @@ def main(name: str) -> str | None:
     try:
         tool = _load_tool(name)
         args = tool.parse_args()
-        config = _prepare(name, args)
+        _prepare(name, args)
         # The tool gets the arguments as they were prepared.
         tool.parse_args = lambda: args
-        message = _run(name, tool, config)
+        message = _run(tool)
     except PreflightError as error:
         message = str(error)
     except TrainingStopped as error:

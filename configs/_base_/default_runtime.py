@@ -7,6 +7,7 @@ custom_imports = dict(imports=['mmgrc'], allow_failed_imports=False)
 # memory of each layer is logged beside the losses. They stand here and not in custom_hooks, so that a config with custom hooks of its own does not lose them.
 default_hooks = dict(
     checkpoint=dict(type='AtomicCheckpointHook'),
+    data_error=dict(type='DataErrorHook'),
     exact_resume=dict(type='ExactResumeHook'),
     stop_signal=dict(type='StopSignalHook'),
     grc_monitor=dict(type='GRCMonitorHook', interval=50))

@@ -5,6 +5,7 @@ _base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
 custom_imports = dict(imports=['mmgrc'], allow_failed_imports=False)
 default_hooks = dict(
     checkpoint=dict(type='AtomicCheckpointHook'),
+    data_error=dict(type='DataErrorHook'),
     exact_resume=dict(type='ExactResumeHook'),
     stop_signal=dict(type='StopSignalHook'),
     grc_monitor=dict(type='GRCMonitorHook', interval=50))

@@ -3,8 +3,9 @@ a monitor of the memory.
 """
 
 from .atomic_checkpoint_hook import AtomicCheckpointHook
+from .data_error_hook import DataErrorHook
 from .exact_resume_hook import ExactResumeHook
 from .monitor import GRCMonitorHook
 from .stop_signal_hook import StopSignalHook
 
-__all__ = ['AtomicCheckpointHook', 'ExactResumeHook', 'GRCMonitorHook', 'StopSignalHook']
+__all__ = ['AtomicCheckpointHook', 'DataErrorHook', 'ExactResumeHook', 'GRCMonitorHook', 'StopSignalHook']

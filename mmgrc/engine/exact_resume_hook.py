@@ -107,6 +107,9 @@ class ExactResumeHook(Hook):
         self._loaded: dict | None = None
         self._collected: dict | None = None
         self._before_val: dict | None = None
+        # Of the current epoch: batches that were done before an interruption, and all that are done.
+        self._batches_before = 0
+        self._batches_done = 0
 
     def collect(self, runner: Runner, iteration: int) -> None:
         """Gather every rank's state for a checkpoint that follows; called on all ranks.
@@ -117,7 +120,8 @@ class ExactResumeHook(Hook):
         """
         self._collected = {
             'iter': iteration,
-            'batches_done': iteration - runner.epoch * len(runner.train_dataloader),
+            'batches_done': self._batches_done,
+            'epoch': _describe_epoch(runner),
             'sampler_seed': getattr(_sampler(runner.train_dataloader), 'seed', None),
             'ranks': all_gather_object(random_state()),
         }
@@ -140,10 +144,21 @@ class ExactResumeHook(Hook):
         sampler = _sampler(loader)
         if saved['sampler_seed'] is not None and hasattr(sampler, 'seed'):
             sampler.seed = saved['sampler_seed']
-        if not done or not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            set_random_state(state)
+            return
+        changed = _what_changed(saved, _describe_epoch(runner))
+        if changed:
+            fresh = f' Epoch {runner.epoch + 1} starts from its first batch.' if done else ''
+            runner.logger.warning(
+                f'The checkpoint was written with other batches ({changed}): the run goes on, but does not equal the '
+                f'uninterrupted one.{fresh}'
+            )
+        if changed or not done:
             set_random_state(state)
             return
         runner.logger.info(f'Going on after batch {done} of {len(loader)} of epoch {runner.epoch + 1}')
+        self._batches_before = self._batches_done = done
         # A loader refuses a new batch sampler once it is made; nothing has been drawn from this one yet.
         vars(loader)['batch_sampler'] = _RestOfEpoch(loader.batch_sampler, done, state)
 
@@ -160,14 +175,15 @@ class ExactResumeHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Gather the state for a checkpoint at the end of the epoch."""
-        self.collect(runner, runner.iter)
         # The epoch that follows starts at its first batch.
-        self._collected['batches_done'] = 0
+        self._batches_before = self._batches_done = 0
+        self.collect(runner, runner.iter)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
     ) -> None:
-        """Gather the state where a checkpoint by iterations follows."""
+        """Count the batch, and gather the state where a checkpoint by iterations follows."""
+        self._batches_done = self._batches_before + batch_idx + 1
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook) and not hook.by_epoch:
                 due = hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
@@ -199,6 +215,28 @@ class ExactResumeHook(Hook):
                 'The checkpoint holds no random state (it was written without ExactResumeHook): the resumed run is '
                 'valid, but does not equal the uninterrupted one to the bit.',
             )
+
+
+def _describe_epoch(runner: Runner) -> dict[str, int]:
+    """What an epoch consists of; a place in it means something only in an epoch of the same kind."""
+    loader = runner.train_dataloader
+    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return {}
+    return {
+        'batches': len(loader),
+        'images': len(loader.dataset),
+        'batch size': getattr(loader.batch_sampler, 'batch_size', None) or 0,
+    }
+
+
+def _what_changed(saved: dict, epoch: dict[str, int]) -> str:
+    """How the epochs of a checkpoint differ from those of this run; empty where they do not."""
+    then = saved.get('epoch')
+    if then is None:
+        # Written by a version that did not say; its count can be wrong.
+        done, batches = saved['batches_done'], epoch['batches']
+        return '' if 0 <= done <= batches else f'{done} batches done of an epoch that has {batches} now'
+    return ', '.join(f'{name}: {then[name]}, now {epoch[name]}' for name in then if then[name] != epoch.get(name))
 
 
 def _sampler(loader: DataLoader) -> Sampler:

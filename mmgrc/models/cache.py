@@ -12,7 +12,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .convert import load_converted
+from .convert import LoadReport, load_converted, match_converted
 from .grc import GRC, GRCConfig, Resampling, make_resampling, valid_extent
 from .linear import replace_linear_layers
 
@@ -164,6 +164,15 @@ class CachedBackbone(nn.Module):
         else:
             weights = CheckpointLoader.load_checkpoint(self.init_cfg['checkpoint'], map_location='cpu')
             load_converted(self, weights, self.convert_state if self.convert_weights else None, with_caches=False)
+
+    def match_weights(self, checkpoint: Mapping) -> LoadReport:
+        """What :meth:`init_weights` would take of a checkpoint; nothing is loaded.
+
+        Raises:
+            ValueError: No tensor of it fits, or one has another shape.
+        """
+        convert = self.convert_state if self.convert_weights else None
+        return match_converted(self, checkpoint, convert, with_caches=False)[1]
 
     def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Bring the state dict of other code to the keys and shapes of this backbone."""

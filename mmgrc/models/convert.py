@@ -25,6 +25,7 @@ __all__ = [
     'convert_checkpoint',
     'convert_pvt',
     'load_converted',
+    'match_converted',
     'resize_caches',
 ]
 
@@ -134,19 +135,22 @@ def _resize_grid(grid: Tensor, length: int) -> Tensor:
     return resized.flatten(2)
 
 
-def load_converted(
+def match_converted(
     model: nn.Module,
     checkpoint: Mapping,
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None,
     with_caches: bool = True,
-) -> LoadReport:
-    """Load a backbone from a checkpoint of any known kind, and say what was and what was not loaded.
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Find what of a checkpoint of any known kind a backbone takes, and load nothing.
 
     Args:
         model: The backbone.
         checkpoint: See :func:`backbone_state`.
         convert: Brings the keys to the model's; None: they are.
-        with_caches: Whether to load the caches too, or to leave those of the model as they are.
+        with_caches: Whether to take the caches too, or to leave those of the model as they are.
+
+    Returns:
+        The tensors that it takes, and what becomes of the rest.
 
     Raises:
         ValueError: No tensor of the checkpoint has a place in the model, or one has another shape there.
@@ -177,9 +181,23 @@ def load_converted(
                 f'{key}: the checkpoint has the shape {tuple(state[key].shape)}, {type(model).__name__} has '
                 f'{tuple(own[key].shape)}. It is a checkpoint of another size.'
             )
-    model.load_state_dict({**own, **{key: state[key] for key in report.loaded}})
-    level = logging.WARNING if report.missing else logging.INFO
-    print_log(f'{type(model).__name__}: {report}', logger='current', level=level)
+    return {key: state[key] for key in report.loaded}, report
+
+
+def load_converted(
+    model: nn.Module,
+    checkpoint: Mapping,
+    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None,
+    with_caches: bool = True,
+) -> LoadReport:
+    """Load what :func:`match_converted` finds, whose arguments and errors these are, and log the report."""
+    state, report = match_converted(model, checkpoint, convert, with_caches)
+    model.load_state_dict({**model.state_dict(), **state})
+    # A block that is left over is of a deeper model; other leftovers, as a classifier's head, are expected.
+    blocks = [key for key in report.unused if key.startswith(('layers.', 'stages.'))]
+    deeper = f' Unused blocks, as {blocks[0]}: are these the weights of a larger model?' if blocks else ''
+    level = logging.WARNING if report.missing or blocks else logging.INFO
+    print_log(f'{type(model).__name__}: {report}{"." if deeper else ""}{deeper}', logger='current', level=level)
     return report
 
 

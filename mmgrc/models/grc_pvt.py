@@ -62,7 +62,7 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
         kwargs: The other arguments of the stock backbone.
 
     Raises:
-        ValueError: An option of ``grc`` is unknown or has a bad value.
+        ValueError: An option of ``grc`` is unknown or has a bad value, or ``frozen_stages`` is given, which PVT lacks.
     """
 
     def __init__(
@@ -73,6 +73,12 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
         with_cp: bool = False,
         **kwargs,
     ) -> None:
+        if 'frozen_stages' in kwargs:
+            raise ValueError(
+                f'frozen_stages={kwargs["frozen_stages"]!r}: PVT has no such argument, in MMDetection neither. To keep '
+                "stages as they are, set optim_wrapper.paramwise_cfg.custom_keys={'backbone.layers.0': "
+                'dict(lr_mult=0)}, an entry for each; their caches go on changing'
+            )
         super().__init__(pretrain_img_size=pretrain_img_size, **kwargs)
         image_size = to_2tuple(pretrain_img_size)
         grids = [tuple(size // stride for size in image_size) for stride in accumulate(self.strides, mul)]

@@ -62,10 +62,12 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
         pretrain_img_size: Image size that position embeddings and default caches are made for.
         grc: Options of the memory, the fields of :class:`~mmgrc.models.grc.GRCConfig`. None: a memory in each stage,
             with the cache at the stage's grid for ``pretrain_img_size``, pooled by 4 and 2 in the first two.
-        kwargs: The other arguments of the stock backbone.
+        kwargs: The other arguments of the stock backbone. With ``frozen_stages`` the caches of the frozen stages
+            stay as they are, too.
 
     Raises:
-        ValueError: An option of ``grc`` is unknown or has a bad value.
+        ValueError: An option of ``grc`` is unknown or has a bad value, or ``frozen_stages`` names more stages than
+            there are.
     """
 
     def __init__(self, *, pretrain_img_size: int | tuple[int, int] = 224, grc: Mapping | None = None, **kwargs) -> None:
@@ -78,6 +80,11 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
             for stride, pooling in zip(strides, _CACHE_POOLING, strict=False)
         ]
         options = GRCConfig.parse(grc, len(self.stages), grids)
+        if not isinstance(self.frozen_stages, int) or not -1 <= self.frozen_stages <= len(self.stages):
+            raise ValueError(
+                f'frozen_stages={self.frozen_stages!r}: give a whole number from -1 (nothing is frozen) to '
+                f'{len(self.stages)} (patch embedding and all stages)'
+            )
         self.patch_embed = PatchEmbed(self.patch_embed)
         for number, stage in enumerate(self.stages):
             for index, block in enumerate(stage.blocks):
@@ -86,6 +93,8 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
             if stage.downsample and PatchMerging.fits(stage.downsample):
                 stage.downsample = PatchMerging(stage.downsample)
         self.init_caches(options)
+        # The stock class freezes in train() alone, which is called when DDP has taken all parameters for trainable.
+        self._freeze_stages()
 
     def train(self, mode: bool = True) -> GRCSwinTransformer:
         """Set the mode, frozen stages apart; returns the backbone, which the stock class forgets."""

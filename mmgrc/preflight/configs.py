@@ -1,0 +1,183 @@
+"""Configs read for a run, and options that nothing would use."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import mmdet.registry
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import Registry
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from ..config import CONFIG_DIR, config_path
+from ..datasets.coco_file import first
+from .error import PreflightError
+
+__all__ = ['class_arguments', 'load_config', 'unused_options']
+
+_RUNNER = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
+# What MMEngine's Runner and MMDetection's tools read of a config beside the Runner's arguments.
+_READ = _RUNNER | {
+    *('activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval', 'find_unused_parameters'),
+    *('model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline'),
+}
+_LOADER = {*inspect.signature(DataLoader.__init__).parameters, 'num_batch_per_epoch', 'disable_subprocess_warning'}
+_ANYWHERE = {'type', '_delete_', '_scope_'}
+_BUILDERS = {
+    'optim_wrapper': {'optimizer', 'paramwise_cfg', 'constructor'},
+    'param_scheduler': {'convert_to_iter_based'},
+}
+# How like two names are of which one may be the other misspelt, from 0 to 1.
+_LIKE = 0.85
+
+
+def load_config(path: str, options: Mapping | None = None) -> Config:
+    """Read a config and merge the command line's options into it; those that nothing would use are said in a warning.
+
+    Args:
+        path: A file, or ``mmgrc::NAME``, or ``mmdet::FOLDER/NAME``.
+        options: What ``--cfg-options`` gave.
+
+    Raises:
+        PreflightError: There is no such config, or it cannot be read.
+    """
+    try:
+        resolved = Path(config_path(path))
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+        raise PreflightError(str(error)) from error
+    if not resolved.is_file():
+        own = sorted(str(Path('configs') / p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob('*.py'))
+        own = [name for name in own if '_base_' not in Path(name).parts]
+        near = difflib.get_close_matches(path, own, n=3, cutoff=0.5) or own
+        raise PreflightError(f'there is no config {path}. Did you mean one of these? {", ".join(near)}')
+    # Said by mmengine at each base config. requirements.txt pins setuptools, which is the remedy.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    try:
+        config, before = (Config.fromfile(str(resolved)) for _ in range(2))
+        config.merge_from_dict(dict(options or {}))
+    except Exception as error:
+        # Configs are Python: anything may go wrong in them.
+        raise PreflightError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
+    for message in unused_options(before, config, options or {}):
+        print_log(message, logger='current', level=logging.WARNING)
+    return config
+
+
+def unused_options(before: Mapping, config: Mapping, options: Iterable[str]) -> Iterator[str]:
+    """Find entries that nothing will read: options of the command line, and misspelt names at a config's top.
+
+    A new entry of a dictionary with a ``type`` must be an argument of that class. Elsewhere a new entry is taken for
+    misspelt where one beside it has nearly its name.
+
+    Args:
+        before: The config without the options.
+        config: The config with them.
+        options: The options' keys, as ``'train_dataloader.batch_size'``.
+
+    Yields:
+        What to say of each.
+    """
+    for key in options:
+        names = key.split('.')
+        if names[0] not in _READ:
+            yield _unused_at_top(key, config)
+        elif (found := _first_new(before, config, names)) is not None:
+            where, name, allowed, strict = found
+            near = difflib.get_close_matches(name, sorted(allowed), cutoff=0.6 if strict else _LIKE)
+            if strict or near:
+                meant = f'Did you mean {where}{near[0]}?' if near else f'It takes: {first(sorted(allowed), 20)}.'
+                yield f'the option {key}: nothing reads {where}{name}. {meant}'
+    for name in config:
+        if name not in _READ and isinstance(config[name], dict | list):
+            near = difflib.get_close_matches(name, sorted(_RUNNER), n=1, cutoff=_LIKE)
+            if near and name in before:
+                yield f'the entry {name} of the config: nothing reads it. Did you mean {near[0]}?'
+
+
+def _unused_at_top(key: str, config: Mapping) -> str:
+    name = key.split('.')[0]
+    near = difflib.get_close_matches(name, sorted(_READ), n=1)
+    if near:
+        return f'the option {key}: nothing reads {name}. Did you mean {near[0]}?'
+    places = [path for top in sorted(_READ & set(config)) for path in _paths(config[top], top, key.rsplit('.', 1)[-1])]
+    where = f'Set where it is used: {first(places)}' if places else f'What is read: {first(sorted(_READ), 50)}'
+    # A variable of the config's text has done its work when options are merged.
+    return f'the option {key}: nothing reads {name}. {where}.'
+
+
+def _paths(config: object, path: str, name: str) -> Iterator[str]:
+    """The paths of the entries below ``config`` that have a name."""
+    entries = config.items() if isinstance(config, Mapping) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in entries:
+        if key == name:
+            yield f'{path}.{key}'
+        yield from _paths(value, f'{path}.{key}', name)
+
+
+def _first_new(before: object, config: object, names: list[str]) -> tuple[str, str, set[str], bool] | None:
+    """The first entry on a path that the options made: its place, its name, what is allowed, whether only that is."""
+    path: list[str] = []
+    for name in names:
+        if isinstance(config, list | tuple):
+            before = before[int(name)] if isinstance(before, list | tuple) and int(name) < len(before) else None
+            config = config[int(name)]
+        elif not isinstance(config, Mapping) or name not in config:
+            return None
+        else:
+            if path and not (isinstance(before, Mapping) and name in before):
+                allowed = _arguments(config, path)
+                if allowed is not None:
+                    return None if name in allowed else ('.'.join([*path, '']), name, allowed - _ANYWHERE, True)
+                beside = set(before) if isinstance(before, Mapping) else set()
+                return '.'.join([*path, '']), name, beside, False
+            before = before.get(name) if isinstance(before, Mapping) else None
+            config = config[name]
+        path.append(name)
+    return None
+
+
+def _arguments(config: Mapping, path: list[str]) -> set[str] | None:
+    """What the class of an entry takes; None where that cannot be told."""
+    if path[-1].endswith('_dataloader') and len(path) == 1:
+        return _LOADER
+    default = {'type': 'OptimWrapper'} if path == ['optim_wrapper'] else {}
+    names = class_arguments({**default, **config})
+    return names and names | (_BUILDERS.get(path[0], set()) if len(path) < 3 else set())
+
+
+def class_arguments(config: Mapping) -> set[str] | None:
+    """The keys that a dictionary may have whose class is its ``type``; None where that cannot be told."""
+    kind = config.get('type')
+    if isinstance(kind, str):
+        kind = _find(kind.rsplit('.', 1)[-1])
+    if not isinstance(kind, type):
+        return None
+    names = set(_ANYWHERE)
+    for parent in kind.__mro__:
+        if '__init__' not in vars(parent):
+            continue
+        parameters = inspect.signature(parent.__init__).parameters.values()
+        names.update(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        # Only with **kwargs does a parent get more.
+        if parent is object or not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            return None if parent is object else names - {'self'}
+    return None
+
+
+def _find(name: str) -> type | None:
+    """The class that a registry of MMDetection or MMEngine has under a name."""
+    for registry in vars(mmdet.registry).values():
+        if not isinstance(registry, Registry):
+            continue
+        registry.import_from_location()
+        for place in (registry, registry.parent):
+            if place is not None and name in place.module_dict:
+                return place.module_dict[name]
+    return None

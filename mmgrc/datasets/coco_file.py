@@ -107,12 +107,14 @@ def read_coco_file(path: str | Path) -> dict:
         MMDetection and the COCO API ask for.
 
     Raises:
-        ValueError: It is no JSON, not in COCO's format, has no images, or a field of an entry is missing or of another
-            type. The message names the file, the entry, the value and what is allowed.
+        ValueError: It cannot be read, is no JSON, not in COCO's format, has no images, or a field of an entry is
+            missing or of another type. The message names the file, the entry, the value and what is allowed.
     """
     try:
         with open(path) as file:
             content = json.load(file)
+    except OSError as error:
+        raise ValueError(f'{path} cannot be read: {error.strerror}.') from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is no JSON: {error}. It was cut short, or is another file.') from error
     needed = ('images', 'categories', *(['annotations'] if _has(content, 'annotations') else []))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import logging
 import warnings
@@ -20,7 +21,7 @@ from ..config import CONFIG_DIR, config_path
 from ..datasets.coco_file import first
 from .error import PreflightError
 
-__all__ = ['class_arguments', 'load_config', 'unused_options']
+__all__ = ['class_arguments', 'find_class', 'load_config', 'unused_options']
 
 _RUNNER = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
 # What MMEngine's Runner and MMDetection's tools read of a config beside the Runner's arguments.
@@ -60,12 +61,13 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
     # Said by mmengine at each base config. requirements.txt pins setuptools, which is the remedy.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     try:
-        config, before = (Config.fromfile(str(resolved)) for _ in range(2))
+        config = Config.fromfile(str(resolved))
+        before = config.to_dict()
         config.merge_from_dict(dict(options or {}))
     except Exception as error:
         # Configs are Python: anything may go wrong in them.
         raise PreflightError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
-    for message in unused_options(before, config, options or {}):
+    for message in unused_options(before, config.to_dict(), options or {}):
         print_log(message, logger='current', level=logging.WARNING)
     return config
 
@@ -103,12 +105,11 @@ def unused_options(before: Mapping, config: Mapping, options: Iterable[str]) -> 
 
 def _unused_at_top(key: str, config: Mapping) -> str:
     name = key.split('.')[0]
-    near = difflib.get_close_matches(name, sorted(_READ), n=1)
-    if near:
-        return f'the option {key}: nothing reads {name}. Did you mean {near[0]}?'
-    places = [path for top in sorted(_READ & set(config)) for path in _paths(config[top], top, key.rsplit('.', 1)[-1])]
-    where = f'Set where it is used: {first(places)}' if places else f'What is read: {first(sorted(_READ), 50)}'
     # A variable of the config's text has done its work when options are merged.
+    places = [path for top in sorted(_READ & set(config)) for path in _paths(config[top], top, key.rsplit('.', 1)[-1])]
+    if near := difflib.get_close_matches(name, sorted(_READ), n=1, cutoff=0.6 if not places else _LIKE):
+        return f'the option {key}: nothing reads {name}. Did you mean {near[0]}?'
+    where = f'Set where it is used: {first(places)}' if places else f'What is read: {first(sorted(_READ), 50)}'
     return f'the option {key}: nothing reads {name}. {where}.'
 
 
@@ -156,7 +157,7 @@ def class_arguments(config: Mapping) -> set[str] | None:
     """The keys that a dictionary may have whose class is its ``type``; None where that cannot be told."""
     kind = config.get('type')
     if isinstance(kind, str):
-        kind = _find(kind.rsplit('.', 1)[-1])
+        kind = find_class(kind.rsplit('.', 1)[-1])
     if not isinstance(kind, type):
         return None
     names = set(_ANYWHERE)
@@ -171,7 +172,8 @@ def class_arguments(config: Mapping) -> set[str] | None:
     return None
 
 
-def _find(name: str) -> type | None:
+@functools.cache
+def find_class(name: str) -> type | None:
     """The class that a registry of MMDetection or MMEngine has under a name."""
     for registry in vars(mmdet.registry).values():
         if not isinstance(registry, Registry):

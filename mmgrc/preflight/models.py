@@ -16,14 +16,14 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import init_default_scope
+from mmengine.registry import OPTIMIZERS, init_default_scope
 from torch import nn
 
 from ..checkpoint import last_good_checkpoint, read_checkpoint
 from ..datasets.coco_file import first
 from ..models.cache import CachedBackbone
 from ..models.convert import checkpoint_state
-from .configs import class_arguments
+from .configs import class_arguments, find_class
 from .datasets import dataset_configs, is_first_of_machine
 from .error import PreflightError
 from .quiet import quiet
@@ -171,6 +171,12 @@ def check_optimizer(config: Config, model: nn.Module, amp: bool = False, auto_sc
         raise PreflightError(
             '--auto-scale-lr needs auto_scale_lr=dict(enable=False, base_batch_size=N) in the config: the number of '
             'images a step that its learning rate is for'
+        )
+    kind = (settings.get('optimizer') or {}).get('type')
+    if isinstance(kind, str) and find_class(kind) is None:
+        near = difflib.get_close_matches(kind, OPTIMIZERS.module_dict, n=3) or ['AdamW', 'SGD']
+        raise PreflightError(
+            f'optim_wrapper.optimizer.type={kind!r}: there is no such optimizer, but {", ".join(near)}'
         )
     try:
         with quiet():

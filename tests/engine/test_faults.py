@@ -7,6 +7,8 @@ import shutil
 import signal
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -15,10 +17,10 @@ from tests.conftest import NARROW, SHAPES_CONFIG
 from tests.processes import Tool
 
 
-def train(work_dir, shapes, *options, resume=False, log='train.log', before=None):
+def train(work_dir, shapes, *options, resume=False, log='train.log', before=None, config=SHAPES_CONFIG):
     return Tool(
         'train',
-        *(SHAPES_CONFIG, '--work-dir', work_dir, *(['--resume'] if resume else [])),
+        *(config, '--work-dir', work_dir, *(['--resume'] if resume else [])),
         *('--cfg-options', *NARROW, 'train_cfg.val_interval=100', *options),
         log=Path(shapes).parent / f'{Path(work_dir).name}-{log}',
         env={'SHAPES_ROOT': str(shapes), 'CUDA_VISIBLE_DEVICES': ''},
@@ -72,18 +74,35 @@ def test_file_is_whole_or_not_there(tmp_path, monkeypatch):
     assert issubclass(CheckpointWriteError, OSError)
 
 
-def test_broken_images_are_named(copy, tmp_path):
-    images = sorted((copy / 'train').iterdir())
-    images[0].write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(100))
-    options = ['train_dataloader.dataset.indices=2']
-    run = train(tmp_path / 'run', copy, *options, 'train_dataloader.num_workers=1')
-    assert run.end() == 1
-    assert f'train: the image {images[0]} cannot be decoded. Replace it, or take it out' in run.output
+SMALLER = """
+_base_ = 'mmgrc::shapes/mask_rcnn_grc_pvt.py'
+pipeline = [*_base_.train_pipeline[:2], dict(type='Resize', scale_factor=0.2), dict(type='PackDetInputs')]
+train_dataloader = dict(dataset=dict(pipeline=pipeline))
+"""
 
-    images[0].write_bytes(b'')
-    run = train(tmp_path / 'run', copy, *options)
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_image_that_fails_in_the_pipeline_is_named(copy, tmp_path, workers):
+    """A line of pixels has a header like any other; made smaller it has no rows left."""
+    image = sorted((copy / 'train').iterdir())[0]
+    cv2.imwrite(str(image), np.full((1, 300, 3), 90, np.uint8))
+
+    def change(content):
+        entry = next(entry for entry in content['images'] if entry['file_name'] == image.name)
+        entry.update(width=300, height=1)
+        content['annotations'] = [a for a in content['annotations'] if a['image_id'] != entry['id']]
+        box = {'bbox': [1, 0, 200, 1], 'area': 200, 'segmentation': [[1, 0, 201, 0, 201, 1, 1, 1]]}
+        content['annotations'].append({**content['annotations'][0], **box, 'id': 9999, 'image_id': entry['id']})
+
+    edit(copy, change)
+    config = tmp_path / 'smaller.py'
+    config.write_text(SMALLER)
+    run = train(tmp_path / 'run', copy, f'train_dataloader.num_workers={workers}', config=config)
     assert run.end() == 1
-    assert f'train: 1 images are empty files, {images[0]}. Copy them again.' in run.output
+    (message,) = [line for line in run.output.splitlines() if line.startswith('train: ')]
+    assert message.startswith(f'train: the image {image} cannot be used: ')
+    assert message.endswith('. Replace the image, or remove it from the annotations.')
+    assert 'Traceback' not in run.output
 
 
 def test_ctrl_c_is_no_traceback(copy, tmp_path):
@@ -117,9 +136,11 @@ def test_annotations_that_are_left_out_are_counted(copy, tmp_path):
     run.wait_for('Epoch(train) [1][1/8]')
     run.send(signal.SIGKILL)
     run.end()
-    warning = (
-        'some annotations are left out: 1 with an empty box (less than a pixel) (annotation 1); 1 with an inverted box '
-        '(annotation 2); 1 with no polygon of 3 or more points (annotation 3); 1 with a box outside of its image '
-        '(annotation 4)'
-    )
-    assert run.output.index(warning) < run.output.index('Epoch(train) [1][1/8]')
+    start = run.output.index('Epoch(train) [1][1/8]')
+    for kind in (
+        '1 with an empty box (less than a pixel) (annotation 1)',
+        '1 with an inverted box (annotation 2)',
+        '1 with no polygon of 3 or more points (annotation 3)',
+        '1 with a box outside of its image (annotation 4)',
+    ):
+        assert 0 < run.output.find(kind) < start

@@ -181,6 +181,22 @@ def test_detectors_train_on_ranks_without_unused_parameters(tmp_path):
 SLURM = {'SLURM_PROCID': '3', 'SLURM_NTASKS': '4', 'SLURM_LOCALID': '1', 'SLURM_NODELIST': 'a', 'SLURM_JOB_ID': '70000'}
 
 
+def train_frozen(rank):
+    backbone = build('swin', frozen_stages=2)
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    train(backbone, [images(4, step)[2 * rank : 2 * rank + 2] for step in range(STEPS)])
+    return [name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])]
+
+
+def test_frozen_stages_train_on_ranks(tmp_path):
+    """DDP learns of what is frozen before the first step, whether or not train() was called until then."""
+    for changed in run_ranks(train_frozen, 2, tmp_path):
+        frozen = ('patch_embed.', 'stages.0.', 'stages.1.', 'norm0.', 'norm1.')
+        assert not [name for name in changed if name.startswith(frozen)]
+        for kind in ('grc.cache', 'qkv.weight'):
+            assert {name.split('.')[1] for name in changed if name.endswith(kind)} == {'2', '3'}
+
+
 def test_slurm_variables_become_torchs(monkeypatch, tmp_path):
     # scontrol expands lists of nodes; its place is taken by one that splits at commas.
     scontrol = tmp_path / 'scontrol'

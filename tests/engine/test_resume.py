@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,6 +126,40 @@ def test_stop_by_signal_in_mid_epoch(unbroken, shapes, tmp_path):
     done = stopped['meta']['iter'] - STEPS
     assert f'Going on after batch {done} of {STEPS} of epoch 2' in run.output
     assert_same_end(work_dir, unbroken, first_step=STEPS + 1)
+
+
+@pytest.mark.parametrize(
+    ('change', 'steps', 'words'),
+    [
+        # One epoch of 4 steps is done; those of the second are of other batches, and 3 of them are done at the stop.
+        ('train_dataloader.batch_size=1', 8, 'batches: 4, now 8, batch size: 2, now 1'),
+        ('train_dataloader.dataset.indices=12', 6, 'batches: 4, now 6, images: 8, now 12'),
+    ],
+)
+def test_epochs_of_another_length(unbroken, shapes, tmp_path, change, steps, words):
+    work_dir = start_again(unbroken, tmp_path / 'run', 1)
+    run = train(work_dir, shapes, SEED, change, resume=True, epochs=2)
+    run.wait_for(f'Epoch(train) [2][3/{steps}]')
+    run.send(signal.SIGUSR1)
+    assert run.end() == 75
+    assert f'The checkpoint was written with other batches ({words}): the run goes on' in run.output
+    stopped = torch.load(work_dir / 'stopped.pth')
+    done = stopped['exact_resume']['batches_done']
+    assert 3 <= done == stopped['meta']['iter'] - STEPS < steps
+
+    # As it was stopped: what is left of the epoch.
+    left = Path(shutil.copytree(work_dir, tmp_path / 'left'))
+    (left / 'last_checkpoint').write_text(str(left / 'stopped.pth'))
+    run = train(left, shapes, SEED, change, resume=True, epochs=2, log='again.log')
+    assert run.end() == 0, run.output[-3000:]
+    assert f'Going on after batch {done} of {steps} of epoch 2' in run.output
+    assert torch.load(left / 'epoch_2.pth')['meta']['iter'] == STEPS + steps
+
+    # With the first batches again: a place in the other epoch means nothing.
+    run = train(work_dir, shapes, SEED, resume=True, epochs=2, log='again.log')
+    assert run.end() == 0, run.output[-3000:]
+    assert 'Epoch 2 starts from its first batch.' in run.output
+    assert torch.load(work_dir / 'epoch_2.pth')['meta']['iter'] == STEPS + done + STEPS
 
 
 def test_worker_processes_and_a_seed_that_was_drawn(shapes, tmp_path):

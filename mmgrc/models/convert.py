@@ -26,6 +26,7 @@ __all__ = [
     'convert_pvt',
     'load_converted',
     'resize_caches',
+    'start_silently',
 ]
 
 # Names of the published GRC module, and ours below the attention's `grc`.
@@ -177,10 +178,59 @@ def load_converted(
                 f'{key}: the checkpoint has the shape {tuple(state[key].shape)}, {type(model).__name__} has '
                 f'{tuple(own[key].shape)}. It is a checkpoint of another size.'
             )
+    # What the model has is loaded again beside the rest, so that loading warns of nothing that the report says.
+    start_silently(model, state)
     model.load_state_dict({**own, **{key: state[key] for key in report.loaded}})
     level = logging.WARNING if report.missing else logging.INFO
     print_log(f'{type(model).__name__}: {report}', logger='current', level=level)
     return report
+
+
+@torch.no_grad()
+def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = '') -> None:
+    """Let fresh branches change nothing beside the stock weights that are about to be loaded.
+
+    Done with ``grc.start='silent'``, for each attention layer whose stock output projection is in ``state`` and whose
+    branch has nothing there: the last layers of the branch become zero, and the output projection in ``state`` is
+    divided, head by head, by the share 1 - σ(λ) that the mix leaves of it. The layer then computes what the stock layer
+    does, in training too, with λ as published and neither a new key nor more to compute. All of the branch learns: λ
+    and the layers that are zero from the first step, what feeds them from the second.
+
+    A small σ(λ) instead would only come near the stock function, would leave the positional convolution as it is, and
+    would scale down every gradient of the memory. Since the checkpoint's values are divided, and not the model's,
+    loading a second time gives the same weights.
+
+    Args:
+        backbone: A :class:`~mmgrc.models.cache.CachedBackbone`.
+        state: The tensors to load; those that change are replaced, none is written to.
+        prefix: What their keys have before the backbone's.
+    """
+    if backbone.grc.start != 'silent':
+        return
+    attentions = {
+        name: module for name, module in backbone.named_modules() if isinstance(getattr(module, 'grc', None), GRC)
+    }
+    silent = 0
+    for name, attention in attentions.items():
+        below, layer = f'{prefix}{name}.', attention.get_submodule(attention.output_projection)
+        stock = {f'{below}{attention.output_projection}.{key}': value for key, value in layer.named_parameters()}
+        # Tensors of another shape are left for the loader to refuse.
+        if any(key not in state or state[key].shape != value.shape for key, value in stock.items()):
+            continue
+        if any(key.startswith(f'{below}grc.') for key in state):
+            continue
+        share = attention.grc.silence()
+        for key, value in stock.items():
+            # In the model's precision, for a checkpoint in half precision; a row makes a channel.
+            state[key] = (state[key].to(value).t() / share).t()
+        silent += 1
+    if silent:
+        print_log(
+            f'{type(backbone).__name__}: {silent} of {len(attentions)} memories start silent: beside the stock weights '
+            'they change nothing until they have learned',
+            logger='current',
+            level=logging.INFO,
+        )
 
 
 def pvt_config(state: Mapping[str, Tensor]) -> dict:

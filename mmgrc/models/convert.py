@@ -178,7 +178,8 @@ def load_converted(
                 f'{key}: the checkpoint has the shape {tuple(state[key].shape)}, {type(model).__name__} has '
                 f'{tuple(own[key].shape)}. It is a checkpoint of another size.'
             )
-    # What the model has is loaded again beside the rest, so that loading warns of nothing that the report says.
+    # The model's own values fill the gaps, so that loading does not warn of what the report says. Loading sees no gap
+    # then, and what is fresh is decided here.
     start_silently(model, state)
     model.load_state_dict({**own, **{key: state[key] for key in report.loaded}})
     level = logging.WARNING if report.missing else logging.INFO
@@ -207,26 +208,24 @@ def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = 
     """
     if backbone.grc.start != 'silent':
         return
-    attentions = {
-        name: module for name, module in backbone.named_modules() if isinstance(getattr(module, 'grc', None), GRC)
-    }
-    silent = 0
-    for name, attention in attentions.items():
-        below, layer = f'{prefix}{name}.', attention.get_submodule(attention.output_projection)
-        stock = {f'{below}{attention.output_projection}.{key}': value for key, value in layer.named_parameters()}
+    branches, silent = backbone.grc_layers(), 0
+    for name, branch in branches.items():
+        attention = name.removesuffix('.grc')
+        projection = f'{attention}.{backbone.get_submodule(attention).output_projection}'
+        layer = backbone.get_submodule(projection)
+        own = {f'{prefix}{projection}.{key}': value for key, value in layer.named_parameters()}
         # Tensors of another shape are left for the loader to refuse.
-        if any(key not in state or state[key].shape != value.shape for key, value in stock.items()):
+        stock = all(key in state and state[key].shape == value.shape for key, value in own.items())
+        if not stock or any(key.startswith(f'{prefix}{name}.') for key in state):
             continue
-        if any(key.startswith(f'{below}grc.') for key in state):
-            continue
-        share = attention.grc.silence()
-        for key, value in stock.items():
-            # In the model's precision, for a checkpoint in half precision; a row makes a channel.
+        share = branch.silence()
+        for key, value in own.items():
+            # In the model's precision, whatever the checkpoint's; each row of a weight makes a channel.
             state[key] = (state[key].to(value).t() / share).t()
         silent += 1
     if silent:
         print_log(
-            f'{type(backbone).__name__}: {silent} of {len(attentions)} memories start silent: beside the stock weights '
+            f'{type(backbone).__name__}: {silent} of {len(branches)} memories start silent: beside the stock weights '
             'they change nothing until they have learned',
             logger='current',
             level=logging.INFO,

@@ -26,7 +26,7 @@ __all__ = ['GRC', 'GRCConfig', 'MemoryAttention', 'Resampling', 'make_resampling
 
 VARIANTS = ('code', 'paper')
 STARTS = ('random', 'silent')
-# Up to here float32 has enough digits of 1 - σ(λ), which stock weights are divided by.
+# Stock weights are divided by 1 - σ(λ), of which float32 soon has no digit left above this.
 MAX_SILENT_LAMBDA = 10
 
 

@@ -41,6 +41,9 @@ class SpatialReductionAttention(nn.Module):
         grc: The memory of this layer. None: the stock computation.
     """
 
+    output_projection = 'attn.out_proj'
+    """The name of the layer that makes ``O_self``."""
+
     def __init__(self, stock: pvt.SpatialReductionAttention, grc: GRC | None = None) -> None:
         super().__init__()
         self.attn = stock.attn
@@ -288,6 +291,9 @@ class ShiftWindowMSA(nn.Module):
         stock: The layer of MMDetection whose submodules are adopted.
         grc: The memory of this layer. None: the stock computation.
     """
+
+    output_projection = 'w_msa.proj'
+    """The name of the layer that makes ``O_self``."""
 
     def __init__(self, stock: swin.ShiftWindowMSA, grc: GRC | None = None) -> None:
         super().__init__()

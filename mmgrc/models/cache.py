@@ -12,7 +12,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .convert import LoadReport, load_converted, match_converted
+from .convert import LoadReport, load_converted, match_converted, start_silently
 from .grc import GRC, GRCConfig, Resampling, make_resampling, valid_extent
 from .linear import replace_linear_layers
 
@@ -177,6 +177,11 @@ class CachedBackbone(nn.Module):
     def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Bring the state dict of other code to the keys and shapes of this backbone."""
         raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # The loader's own copy, of which the layers below are loaded next: a change here never reaches the caller.
+        start_silently(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def begin_step(self, images: Tensor) -> CacheStep:
         """Read the caches for a forward on ``images`` (B, C, H, W)."""

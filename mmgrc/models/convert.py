@@ -27,6 +27,7 @@ __all__ = [
     'load_converted',
     'match_converted',
     'resize_caches',
+    'start_silently',
 ]
 
 # Names of the published GRC module, and ours below the attention's `grc`.
@@ -192,6 +193,9 @@ def load_converted(
 ) -> LoadReport:
     """Load what :func:`match_converted` finds, whose arguments and errors these are, and log the report."""
     state, report = match_converted(model, checkpoint, convert, with_caches)
+    # The model's own values fill the gaps, so that loading does not warn of what the report says. Loading sees no gap
+    # then, and what is fresh is decided here.
+    start_silently(model, state)
     model.load_state_dict({**model.state_dict(), **state})
     # A block that is left over is of a deeper model; other leftovers, as a classifier's head, are expected.
     blocks = [key for key in report.unused if key.startswith(('layers.', 'stages.'))]
@@ -199,6 +203,51 @@ def load_converted(
     level = logging.WARNING if report.missing or blocks else logging.INFO
     print_log(f'{type(model).__name__}: {report}{"." if deeper else ""}{deeper}', logger='current', level=level)
     return report
+
+
+@torch.no_grad()
+def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = '') -> None:
+    """Let fresh branches change nothing beside the stock weights that are about to be loaded.
+
+    Done with ``grc.start='silent'``, for each attention layer whose stock output projection is in ``state`` and whose
+    branch has nothing there: the last layers of the branch become zero, and the output projection in ``state`` is
+    divided, head by head, by the share 1 - σ(λ) that the mix leaves of it. The layer then computes what the stock layer
+    does, in training too, with λ as published and neither a new key nor more to compute. All of the branch learns: λ
+    and the layers that are zero from the first step, what feeds them from the second.
+
+    A small σ(λ) instead would only come near the stock function, would leave the positional convolution as it is, and
+    would scale down every gradient of the memory. Since the checkpoint's values are divided, and not the model's,
+    loading a second time gives the same weights.
+
+    Args:
+        backbone: A :class:`~mmgrc.models.cache.CachedBackbone`.
+        state: The tensors to load; those that change are replaced, none is written to.
+        prefix: What their keys have before the backbone's.
+    """
+    if backbone.grc.start != 'silent':
+        return
+    branches, silent = backbone.grc_layers(), 0
+    for name, branch in branches.items():
+        attention = name.removesuffix('.grc')
+        projection = f'{attention}.{backbone.get_submodule(attention).output_projection}'
+        layer = backbone.get_submodule(projection)
+        own = {f'{prefix}{projection}.{key}': value for key, value in layer.named_parameters()}
+        # Tensors of another shape are left for the loader to refuse.
+        stock = all(key in state and state[key].shape == value.shape for key, value in own.items())
+        if not stock or any(key.startswith(f'{prefix}{name}.') for key in state):
+            continue
+        share = branch.silence()
+        for key, value in own.items():
+            # In the model's precision, whatever the checkpoint's; each row of a weight makes a channel.
+            state[key] = (state[key].to(value).t() / share).t()
+        silent += 1
+    if silent:
+        print_log(
+            f'{type(backbone).__name__}: {silent} of {len(branches)} memories start silent: beside the stock weights '
+            'they change nothing until they have learned',
+            logger='current',
+            level=logging.INFO,
+        )
 
 
 def pvt_config(state: Mapping[str, Tensor]) -> dict:

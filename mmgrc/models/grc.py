@@ -25,6 +25,9 @@ from .patches import convolve_patches
 __all__ = ['GRC', 'GRCConfig', 'MemoryAttention', 'Resampling', 'make_resampling', 'valid_extent']
 
 VARIANTS = ('code', 'paper')
+STARTS = ('random', 'silent')
+# Stock weights are divided by 1 - σ(λ), of which float32 soon has no digit left above this.
+MAX_SILENT_LAMBDA = 10
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class GRCConfig:
         lambda_init: First value of the mixing logit λ. None: -1 for ``'code'``, 0 for ``'paper'``.
         pos_conv: Whether to add a 3x3 grouped convolution of the tokens on their grid.
         sync: Whether ranks average their caches at each training step.
+        start: What a branch does where stock weights are loaded beside it. ``'random'``: nothing, it keeps its random
+            weights, which change what the stock layer computes. ``'silent'``: it changes nothing at first, see
+            :func:`~mmgrc.models.convert.start_silently`. Training from scratch is the same with both.
     """
 
     stages: tuple[int, ...] = (0, 1, 2, 3)
@@ -48,6 +54,7 @@ class GRCConfig:
     lambda_init: float | None = None
     pos_conv: bool = True
     sync: bool = True
+    start: str = 'random'
 
     @classmethod
     def parse(
@@ -95,14 +102,21 @@ class GRCConfig:
             )
 
         variant = options.get('variant', cls.variant)
-        if variant not in VARIANTS:
-            raise ValueError(f'grc.variant={variant!r}: allowed are {" and ".join(map(repr, VARIANTS))}')
+        start = options.get('start', cls.start)
+        for name, value, allowed in (('variant', variant, VARIANTS), ('start', start, STARTS)):
+            if value not in allowed:
+                raise ValueError(f'grc.{name}={value!r}: allowed are {" and ".join(map(repr, allowed))}')
 
         lambda_init = options.get('lambda_init')
         if lambda_init is None:
             lambda_init = -1.0 if variant == 'code' else 0.0
         if not _is_number(lambda_init) or not -100 <= lambda_init <= 100:
             raise ValueError(f'grc.lambda_init={lambda_init!r}: give a number from -100 to 100, or None')
+        if start == 'silent' and lambda_init > MAX_SILENT_LAMBDA:
+            raise ValueError(
+                f"grc.lambda_init={lambda_init!r}: with grc.start='silent' give a number up to {MAX_SILENT_LAMBDA}, or "
+                'None; above it the mix leaves too little of self-attention'
+            )
 
         for name in ('pos_conv', 'sync'):
             if not isinstance(options.get(name, True), bool):
@@ -116,6 +130,7 @@ class GRCConfig:
             lambda_init=float(lambda_init),
             pos_conv=options.get('pos_conv', cls.pos_conv),
             sync=options.get('sync', cls.sync),
+            start=start,
         )
 
 
@@ -411,6 +426,19 @@ class GRC(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.constant_(self.lam, self.lambda_init)
         self.cache.zero_()
+
+    @torch.no_grad()
+    def silence(self) -> Tensor:
+        """Make the branch add nothing to the mix: the last layer of each of its two parts becomes zero.
+
+        Returns:
+            (D,), the share 1 - σ(λ) that the mix still leaves of each channel of ``O_self``.
+        """
+        for layer in (self.mem_attn.proj, self.pos_conv):
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        return (1 - self.lam.sigmoid()).repeat_interleave(self.embed_dims // self.num_heads)
 
     def extra_repr(self) -> str:
         return f'variant={self.variant!r}, cache={self.cache_size[0]}x{self.cache_size[1]}x{self.dims}'

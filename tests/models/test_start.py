@@ -1,0 +1,303 @@
+"""What stock weights compute is kept by `grc.start='silent'`, however they are loaded, and all of the memory learns."""
+
+import copy
+
+import pytest
+import torch
+from mmdet.models import backbones as stock_backbones
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmengine.runner.checkpoint import load_checkpoint
+from torch import nn
+
+from mmgrc.models.convert import convert_checkpoint
+from tests.conftest import REPOSITORY, SHAPES_CONFIG
+from tests.models.backbones import SMALL, assert_same, build, caches, loss
+from tests.models.published import original_pvt
+
+family = pytest.mark.parametrize('family', ['pvt', 'pvtv2', 'swin'])
+variant = pytest.mark.parametrize('variant', ['code', 'paper'])
+DROP_PATH = 0.3
+
+
+def build_stock(family, **options):
+    """MMDetection's own backbone, with weights as uneven as trained ones."""
+    torch.manual_seed(1)
+    options = {'drop_path_rate': DROP_PATH, **SMALL[family], **options}
+    stock = getattr(stock_backbones, options.pop('type').removeprefix('GRC'))(**options)
+    return make_uneven(stock)
+
+
+def make_uneven(model):
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, mean=float(parameter.dim() == 1) / 2, std=0.3)
+    return model
+
+
+def build_silent(family, variant='code', grc=None, **options):
+    return build(family, DROP_PATH, grc={'start': 'silent', 'variant': variant, **(grc or {})}, **options)
+
+
+def padded_images():
+    torch.manual_seed(2)
+    images = torch.randn(3, 3, 96, 128)
+    images[1, :, 64:] = 0
+    images[2, :, :, 90:] = 0
+    return images
+
+
+def relative_difference(left, right):
+    """Of the stages' outputs, the largest difference by the largest value."""
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(left, right, strict=True))
+
+
+def assert_computes_as_stock(model, stock, tolerance=1e-5):
+    images = padded_images()
+    for training in (False, True, False):
+        outs = []
+        for each in (model, stock):
+            # MMDetection's Swin forgets to return itself.
+            each.train(training)
+            torch.manual_seed(3)
+            with torch.no_grad():
+                outs.append(each(images))
+        assert relative_difference(*outs) < tolerance
+
+
+class Detector(nn.Module):
+    """A backbone below the name that it has in a detector."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.neck = nn.Linear(1, 1)
+
+    def forward(self, images):
+        return self.backbone(images)
+
+
+def load(way, family, stock, folder, **options):
+    """A silent backbone with the weights of ``stock``."""
+    file, state = str(folder / 'stock.pth'), stock.state_dict()
+    init_cfg = {'type': 'Pretrained', 'checkpoint': file}
+    if way == 'init_cfg':
+        torch.save({'state_dict': {f'module.backbone.{key}': value for key, value in state.items()}}, file)
+        return build_silent(family, init_cfg=init_cfg, **options)
+    if way == 'converted':
+        # What tools/convert_checkpoint.py writes, of the original PVT's keys where there is one.
+        source = original_pvt(state) if family == 'pvt' else {'state_dict': state}
+        converted, _ = convert_checkpoint(source)
+        assert_same(converted, dict(state))  # nothing is divided in the file
+        torch.save({'state_dict': converted}, file)
+        return build_silent(family, init_cfg=init_cfg, **options)
+    backbone = build_silent(family, **options)
+    if way == 'load_from':
+        torch.save({'state_dict': Detector(stock).state_dict()}, file)
+        load_checkpoint(Detector(backbone), file)
+    else:
+        backbone.load_state_dict(state, strict=False)
+    return backbone
+
+
+WAYS = [
+    (way, family)
+    for way in ('init_cfg', 'load_from', 'load_state_dict', 'converted')
+    for family in ('pvt', 'pvtv2', 'swin')
+    if (way, family) != ('converted', 'swin')  # the tool is for PVT
+]
+
+
+@variant
+@pytest.mark.parametrize(('way', 'family'), WAYS)
+def test_stock_weights_compute_as_in_stock(way, family, variant, tmp_path):
+    # The tool takes a PVT for one of the usual pre-training size.
+    size = {'pretrain_img_size': 224} if way == 'converted' else {}
+    stock = build_stock(family, **size)
+    backbone = load(way, family, stock, tmp_path, variant=variant, **size)
+    initial = -1.0 if variant == 'code' else 0.0
+    assert all((branch.lam == initial).all() for branch in backbone.grc_layers().values())
+    assert not any(cache.any() for cache in caches(backbone).values())
+    assert_computes_as_stock(backbone, stock)
+    # It trained there, so its caches are no longer empty, and still nothing of them is seen.
+    assert all(cache.any() for cache in caches(backbone).values())
+
+
+@pytest.mark.parametrize(
+    ('family', 'options', 'grc'),
+    [
+        ('pvt', {'qkv_bias': False}, {}),
+        ('pvt', {}, {'pos_conv': False, 'lambda_init': 3}),
+        ('pvtv2', {}, {'stages': (1, 3), 'cache_ratio': 0.25}),
+        ('swin', {'with_cp': True}, {'stages': (0, 2)}),
+        ('swin', {'frozen_stages': 2}, {'lambda_init': 10}),
+        ('swin', {}, {'stages': ()}),
+    ],
+)
+def test_options_of_the_backbone_and_of_the_memory(family, options, grc):
+    stock_options = {key: value for key, value in options.items() if key != 'with_cp'}
+    stock = build_stock(family, **stock_options)
+    backbone = build_silent(family, grc=grc, **options)
+    backbone.load_state_dict(stock.state_dict(), strict=False)
+    assert_computes_as_stock(backbone, stock)
+
+
+@family
+@variant
+def test_whole_branch_learns_within_two_steps(family, variant):
+    backbone = build_silent(family, variant)
+    backbone.load_state_dict(build_stock(family).state_dict(), strict=False)
+    branch_parameters = {name: p for name, p in backbone.named_parameters() if '.grc.' in name}
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-3)
+    with_gradient = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss(backbone(padded_images())).backward()
+        with_gradient.append({name for name, parameter in branch_parameters.items() if parameter.grad.any()})
+        optimizer.step()
+    ends = ('.lam', '.mem_attn.proj.weight', '.mem_attn.proj.bias', '.pos_conv.weight', '.pos_conv.bias')
+    assert with_gradient[0] == {name for name in branch_parameters if name.endswith(ends)}
+    assert with_gradient[1] == set(branch_parameters)
+
+    outs = backbone.eval()(padded_images())
+    for branch in backbone.grc_layers().values():
+        nn.init.zeros_(branch.mem_attn.proj.weight)
+    assert relative_difference(backbone(padded_images()), outs) > 1e-5
+
+
+def build_detector(grc=None):
+    """A small Mask R-CNN; without options of the memory on MMDetection's own PVT."""
+    config = Config.fromfile(REPOSITORY / SHAPES_CONFIG).model
+    backbone = {**SMALL['pvt'], 'pretrain_img_size': 64, 'drop_path_rate': DROP_PATH}
+    backbone.update({'type': 'PyramidVisionTransformer'} if grc is None else {'grc': grc})
+    neck = {**config.neck, 'in_channels': [8, 16, 40, 64]}
+    return MODELS.build({**config, 'backbone': backbone, 'neck': neck, '_scope_': 'mmdet'})
+
+
+def test_stock_detector_predicts_as_before(tmp_path):
+    stock = build_detector()
+    make_uneven(stock.backbone)
+    torch.save({'state_dict': stock.state_dict()}, tmp_path / 'stock.pth')
+    detector = build_detector({'start': 'silent'})
+    detector.init_weights()
+    load_checkpoint(detector, str(tmp_path / 'stock.pth'))
+    assert_computes_as_stock(detector.backbone, stock.backbone)
+    images = padded_images()
+    with torch.no_grad():
+        scores, expected = (model.eval().rpn_head(model.extract_feat(images))[0] for model in (detector, stock))
+    assert relative_difference(scores, expected) < 1e-5
+
+
+# What is left alone.
+
+
+@family
+def test_training_from_scratch_is_as_published(family):
+    assert_same(build(family, grc={'start': 'silent'}).state_dict(), build(family).state_dict())
+
+
+@family
+@pytest.mark.parametrize('way', ['init_cfg', 'load_state_dict'])
+def test_default_start_leaves_stock_weights_and_branch_alone(family, way, tmp_path):
+    stock, fresh = build_stock(family).state_dict(), build(family).state_dict()
+    torch.save({'state_dict': stock}, tmp_path / 'stock.pth')
+    if way == 'init_cfg':
+        backbone = build(family, init_cfg={'type': 'Pretrained', 'checkpoint': str(tmp_path / 'stock.pth')})
+    else:
+        backbone = build(family)
+        backbone.load_state_dict(stock, strict=False)
+    state = backbone.state_dict()
+    assert_same({key: state[key] for key in stock}, dict(stock))
+    if way == 'load_state_dict':
+        memory = [key for key in state if '.grc.' in key]
+        assert_same([state[key] for key in memory], [fresh[key] for key in memory])
+
+
+def trained_state(family):
+    backbone = make_uneven(build(family))
+    backbone(padded_images())
+    return backbone.state_dict()
+
+
+@family
+def test_weights_with_a_memory_load_bit_for_bit(family, tmp_path):
+    state = trained_state(family)
+    backbone = build_silent(family)
+    backbone.load_state_dict(state)
+    assert_same(backbone.state_dict(), state)
+
+    torch.save({'state_dict': state}, tmp_path / 'grc.pth')
+    backbone = build_silent(family, init_cfg={'type': 'Pretrained', 'checkpoint': str(tmp_path / 'grc.pth')})
+    assert_same(dict(backbone.named_parameters()), {key: state[key] for key, _ in backbone.named_parameters()})
+
+
+@family
+@pytest.mark.parametrize('kept', [0, 1])
+def test_layers_are_decided_one_by_one(family, kept):
+    state = trained_state(family)
+    name = list(build(family).grc_layers())[1]
+    lost = [key for key in state if key.startswith(f'{name}.')][kept:]
+    state = {key: value for key, value in state.items() if key not in lost}
+    backbone = build_silent(family)
+    before = copy.deepcopy(backbone.state_dict())
+    backbone.load_state_dict(state, strict=False)
+    after = backbone.state_dict()
+
+    projection = name.removesuffix('grc') + ('w_msa.proj.' if family == 'swin' else 'attn.out_proj.')
+    changed = {key for key, value in {**before, **state}.items() if not torch.equal(after[key], value)}
+    if kept:
+        assert not changed
+    else:
+        zeroed = {f'{name}.mem_attn.proj.weight', f'{name}.pos_conv.weight'}
+        assert changed == {f'{projection}weight', f'{projection}bias', *zeroed}
+        assert not any(after[key].any() for key in zeroed)
+
+
+@family
+def test_state_of_the_caller_stays_and_loads_again(family):
+    stock = build_stock(family)
+    state = stock.state_dict()
+    before = copy.deepcopy(state)
+    backbone = build_silent(family)
+    backbone.load_state_dict(state, strict=False)
+    once = copy.deepcopy(backbone.state_dict())
+    backbone.load_state_dict(state, strict=False)
+    assert_same(backbone.state_dict(), once)
+    assert_same(dict(state), dict(before))
+
+    # After training, too: with λ as it is then.
+    make_uneven(backbone)
+    backbone.load_state_dict(state, strict=False)
+    assert all((branch.lam != -1).all() for branch in backbone.grc_layers().values())
+    assert_computes_as_stock(backbone, stock)
+
+
+def test_half_precision_weights_lose_nothing_more():
+    stock = build_stock('pvt').half().float()
+    backbone = build_silent('pvt')
+    backbone.load_state_dict({key: value.half() for key, value in stock.state_dict().items()}, strict=False)
+    assert_computes_as_stock(backbone, stock)
+
+
+def test_checkpoint_of_another_size_is_refused_as_before():
+    backbone = build_silent('pvt')
+    before = copy.deepcopy(backbone.state_dict())
+    with pytest.raises(RuntimeError, match=r'size mismatch for layers.0.1.1.attn.attn.out_proj.weight'):
+        backbone.load_state_dict(build_stock('pvt', embed_dims=16).state_dict(), strict=False)
+    branch = {key: value for key, value in before.items() if '.grc.' in key}
+    assert_same({key: backbone.state_dict()[key] for key in branch}, branch)
+
+
+@family
+def test_log_says_once_how_many_start_silent(family, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmgrc.models.convert.print_log', lambda message, **_: said.append(message))
+    stock = build_stock(family)
+    total = len(build(family).grc_layers())
+    for way, lines in (('load_from', 1), ('init_cfg', 2)):
+        said.clear()
+        load(way, family, stock, tmp_path)
+        assert len(said) == lines
+        assert said[0].startswith(f'{SMALL[family]["type"]}: {total} of {total} memories start silent')
+    said.clear()
+    build_silent(family).load_state_dict(trained_state(family))
+    assert not said

@@ -172,8 +172,10 @@ def describe_failure(path: str | Path, error: Exception) -> str:
     message = ' '.join(str(error).split())
     if isinstance(error, ValueError) and str(path) in message:
         return message
+    kind = type(error)
+    name = kind.__name__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__name__}'
     place = traceback.extract_tb(error.__traceback__)[-1]
-    return f'{path}: {type(error).__name__}: {message[:500]} ({Path(place.filename).name}, line {place.lineno})'
+    return f'{path}: {name}: {message[:500]} ({Path(place.filename).name}, line {place.lineno})'
 
 
 def _free_memory() -> None:

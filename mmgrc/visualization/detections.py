@@ -24,9 +24,11 @@ __all__ = ['Drawn', 'draw_detections', 'draw_predictions']
 _PANEL = 3.2
 """Width of one image, in inches."""
 _SLIMMEST = 0.25
-"""Least height of a panel by its width, and the other way round: an image that is but a line has room for labels."""
+"""Least height of a panel of a pair by its width, and the other way round."""
 _LONGEST = 8
 """Longer side of an image that is drawn alone, in inches."""
+_SHORTEST = 0.5
+"""Its shorter side, at least: an image that is but a line has room for labels."""
 _MOST_PIXELS = 8192
 """Longer side of a drawing, at most: larger ones take gigabytes to draw."""
 
@@ -129,7 +131,7 @@ def _annotated(truth: COCO, image_id: int, size: tuple[int, int], labels: dict[i
     return [
         Drawn(labels[a['category_id']], a['bbox'], _truth_mask(a.get('segmentation'), size), None)
         for a in truth.imgToAnns.get(image_id, ())
-        if a['category_id'] in labels and len(a.get('bbox', ())) == 4 and not a.get('iscrowd')
+        if a.get('category_id') in labels and len(a.get('bbox') or ()) == 4 and not a.get('iscrowd')
     ]
 
 
@@ -189,7 +191,7 @@ def draw_detections(
     height, width = image.shape[:2]
     scale = _LONGEST / max(height, width)
     # Not by pyplot, which keeps figures that could not be drawn.
-    figure = Figure(figsize=[max(side * scale, _LONGEST * _SLIMMEST / 4) for side in (width, height)])
+    figure = Figure(figsize=[max(side * scale, _SHORTEST) for side in (width, height)])
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
     _draw(axis, image, '', objects, classes, palette)

@@ -168,6 +168,8 @@ def test_images_of_several_sizes_and_some_that_are_gone(write_set, tmp_path):
     assert notes == ['/nowhere/4.png cannot be read: No such file or directory']
     assert picture.shape[0] < 5000
     assert count_blue(picture) > 1000
+    with pytest.raises(ValueError, match='xyz'):
+        draw_predictions(predictions, truth, CLASSES, PALETTE, tmp_path / 'out.xyz')
     with pytest.raises(ValueError, match=r'/nowhere/4\.png cannot be read'):
         draw(truth, predictions[3:], tmp_path)
 

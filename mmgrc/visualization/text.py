@@ -42,7 +42,9 @@ def write_plainly(artist: Artist, names: Sequence[str] = ()) -> None:
         text.set_usetex(False)
     if texts:
         families = tuple(texts[0].get_fontfamily())
-        _report([*names, *(text.get_text() for text in texts)], families)
+        others = (text.get_text() for text in texts)
+        # A label is a name and a score.
+        _report([*names, *(text for text in others if not any(name in text for name in names))], families)
     for text in texts:
         families = tuple(text.get_fontfamily())
         added, missing = _find_fonts(frozenset(text.get_text()), families)

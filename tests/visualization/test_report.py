@@ -38,7 +38,9 @@ def report(run_tool, trained, tmp_path_factory):
     config, checkpoint = work_dir / 'mask_rcnn_grc_pvt.py', work_dir / 'epoch_2.pth'
     out = work_dir / 'predictions.pkl'
     run_tool('test', config, checkpoint, '--work-dir', folder / 'test', '--out', out, check=True)
-    run_tool('report', work_dir, check=True)
+    result = run_tool('report', work_dir, check=True)
+    # Of the evaluation nothing.
+    assert result.stdout == f'{work_dir / "report.html"} is written\n'
     return work_dir / 'report.html'
 
 

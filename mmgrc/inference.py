@@ -5,24 +5,26 @@ from __future__ import annotations
 import difflib
 import glob
 import json
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from mmdet.apis import inference_detector, init_detector
-from mmdet.visualization import get_palette
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 from torch import nn
 
+from .engine.atomic_checkpoint_hook import write_atomically
+from .images import read_image
 from .preflight import PreflightError, check_checkpoint
 from .visualization.detections import Drawn, draw_detections
+from .visualization.predictions import class_colours
 
-__all__ = ['detect', 'find_images', 'load_detector', 'read_image', 'select_classes']
+__all__ = ['describe_failure', 'detect', 'find_images', 'load_detector', 'read_image', 'select_classes']
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
@@ -75,22 +77,6 @@ def find_images(source: str) -> list[Path]:
     return found
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read an image as (H, W, 3), BGR, uint8, turned as its camera says.
-
-    Raises:
-        ValueError: It cannot be read, or is no image.
-    """
-    try:
-        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
-    except OSError as error:
-        raise ValueError(f'{path} cannot be read: {error.strerror}') from error
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-    if image is None:
-        raise ValueError(f'{path} is no image, or is cut short')
-    return image
-
-
 def select_classes(model: nn.Module, names: Sequence[str] | None) -> list[int]:
     """The labels of classes.
 
@@ -117,7 +103,7 @@ def detect(
     """Detect objects on images; write a drawing of each and one file of all detections.
 
     The drawings are ``OUT_DIR/drawings/NAME.jpg``. ``OUT_DIR/detections.json`` is a data set in COCO's format whose
-    annotations have a ``score`` each; it is written at the end.
+    annotations have a ``score`` each; it is written at the end, and when the generator is closed before.
 
     Args:
         model: What :func:`load_detector` gave.
@@ -127,39 +113,75 @@ def detect(
         labels: The labels to keep.
 
     Yields:
-        Each image, when it is done, and None, or why it was skipped.
+        Each image, when it is done, and None, or why it failed. An image that could not be drawn has its detections in
+        the file nevertheless.
+
+    Raises:
+        OSError: The folder or the file cannot be written.
     """
     out_dir = Path(out_dir)
     drawings = out_dir / 'drawings'
     drawings.mkdir(parents=True, exist_ok=True)
     classes = model.dataset_meta['classes']
-    palette = get_palette(model.dataset_meta['palette'], len(classes))
-    records, annotations, names = [], [], _drawing_names(images)
-    for path in images:
-        try:
-            image = read_image(path)
-        except ValueError as error:
-            yield path, str(error)
-            continue
-        result = inference_detector(model, image)
-        found = result.pred_instances.cpu()
-        keep = (found.scores >= score_thr) & torch.isin(found.labels, torch.tensor(list(labels)))
-        found = found[keep]
-        records.append(
-            {'id': len(records) + 1, 'file_name': str(path), 'height': image.shape[0], 'width': image.shape[1]}
-        )
-        new = list(_annotations(found, records[-1]['id'], len(annotations)))
-        annotations.extend(annotation for annotation, _ in new)
-        objects = [Drawn(a['category_id'] - 1, a['bbox'], mask, a['score']) for a, mask in new]
-        draw_detections(image[..., ::-1], objects, classes, palette, drawings / names[path])
-        yield path, None
-    content = {
-        'info': {'description': 'detections of mmgrc, with scores'},
-        'images': records,
-        'annotations': annotations,
-        'categories': [{'id': i, 'name': name} for i, name in enumerate(classes, start=1)],
-    }
-    (out_dir / 'detections.json').write_text(json.dumps(content))
+    palette = class_colours(model.dataset_meta['palette'], len(classes))
+    done: list[tuple[dict, list[dict]]] = []
+    count, names = 0, _drawing_names(images)
+    try:
+        for path in images:
+            problem = None
+            try:
+                image = read_image(path)
+                found = inference_detector(model, image).pred_instances.cpu()
+                keep = (found.scores >= score_thr) & torch.isin(found.labels, torch.tensor(list(labels)))
+                new = list(_annotations(found[keep], len(done) + 1, count))
+            except Exception as error:
+                # Whatever an image is the reason of, the others are worth doing.
+                problem = describe_failure(path, error)
+            if problem:
+                _free_memory()
+                yield path, problem
+                continue
+            count += len(new)
+            record = {'id': len(done) + 1, 'file_name': str(path), 'height': image.shape[0], 'width': image.shape[1]}
+            done.append((record, [annotation for annotation, _ in new]))
+            try:
+                objects = [Drawn(a['category_id'] - 1, a['bbox'], mask, a['score']) for a, mask in new]
+                draw_detections(image[..., ::-1], objects, classes, palette, drawings / names[path])
+            except Exception as error:
+                (drawings / names[path]).unlink(missing_ok=True)
+                problem = f'{describe_failure(path, error)}; it is not drawn, but its detections are kept'
+            yield path, problem
+    finally:
+        content = {
+            'info': {'description': 'detections of mmgrc, with scores'},
+            'images': [record for record, _ in done],
+            'annotations': [annotation for _, known in done for annotation in known],
+            'categories': [{'id': i, 'name': name} for i, name in enumerate(classes, start=1)],
+        }
+        write_atomically(out_dir / 'detections.json', json.dumps(content).encode())
+
+
+def describe_failure(path: str | Path, error: Exception) -> str:
+    """Why an image could not be worked on, in one line that names it.
+
+    Args:
+        path: The image.
+        error: What was raised: by :func:`~mmgrc.images.read_image`, whose messages stand for themselves, or by anything
+            after it, of which the place in the code is said, too.
+    """
+    message = ' '.join(str(error).split())
+    if isinstance(error, ValueError) and str(path) in message:
+        return message
+    kind = type(error)
+    name = kind.__name__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__name__}'
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f'{path}: {name}: {message[:500]} ({Path(place.filename).name}, line {place.lineno})'
+
+
+def _free_memory() -> None:
+    # What did not fit must not take the room of the images after it.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _drawing_names(images: Sequence[Path]) -> dict[Path, str]:

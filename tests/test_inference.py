@@ -1,6 +1,8 @@
 """Images without a data set: what is found, read and written, against MMDetection's own inference."""
 
 import json
+import re
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +13,8 @@ from mmengine.config import Config
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mmgrc.inference import detect, find_images, load_detector, read_image, select_classes
+from mmgrc import inference
+from mmgrc.inference import detect, find_images, load_detector, select_classes
 from mmgrc.preflight import PreflightError
 
 
@@ -96,15 +99,74 @@ def test_bad_images_are_skipped(model, shapes, tmp_path):
     ]
 
 
-def test_grey_and_transparent_images(tmp_path):
-    cv2.imwrite(str(tmp_path / 'grey.png'), np.full((8, 9), 7, np.uint8))
-    cv2.imwrite(str(tmp_path / 'alpha.png'), np.full((8, 9, 4), 7, np.uint8))
-    for name in ('grey', 'alpha'):
-        image = read_image(tmp_path / f'{name}.png')
-        assert image.shape == (8, 9, 3)
-        assert (image == 7).all()
-    with pytest.raises(ValueError, match=r'nothing\.png cannot be read: No such file'):
-        read_image(tmp_path / 'nothing.png')
+def test_whatever_fails_is_of_its_image(model, shapes, tmp_path, monkeypatch):
+    """In the pipeline, in the detector or in the drawing, by whatever error: the others are done, and it is named."""
+    image = cv2.imread(str(shapes / 'val' / '000001.png'))
+    sizes = {'a.png': (64, 96), 'line.png': (1, 3000), 'm.png': (32, 48), 'n.png': (128, 192), 'z.png': (64, 96)}
+    for name, (height, width) in sizes.items():
+        cv2.imwrite(str(tmp_path / name), cv2.resize(image, (width, height)))
+    step, draw = model.test_step, inference.draw_detections
+    # Makes a line 0 pixels high.
+    config = model.cfg.copy()
+    config.test_dataloader.dataset.pipeline.insert(1, {'type': 'Resize', 'scale': (96, 64), 'keep_ratio': True})
+    monkeypatch.setattr(model, 'cfg', config)
+
+    def test_step(data):
+        if data['data_samples'][0].ori_shape == sizes['m.png']:
+            raise RuntimeError('CUDA out of memory.\nTried to allocate 20 GiB')
+        return step(data)
+
+    def draw_detections(image, *args):
+        if image.shape[:2] == sizes['n.png']:
+            raise MemoryError
+        draw(image, *args)
+
+    monkeypatch.setattr(model, 'test_step', test_step)
+    monkeypatch.setattr(inference, 'draw_detections', draw_detections)
+    problems = dict(detect(model, find_images(f'{tmp_path}/*.png'), tmp_path / 'out', 0.0, [0, 1, 2]))
+    assert [path.name for path, problem in problems.items() if problem] == ['line.png', 'm.png', 'n.png']
+    assert re.search(
+        r'line\.png: cv2\.error: .*Assertion failed.* \(\w+\.py, line \d+\)', problems[tmp_path / 'line.png']
+    )
+    assert 'RuntimeError: CUDA out of memory. Tried to allocate 20 GiB (test_inf' in problems[tmp_path / 'm.png']
+    assert 'MemoryError:' in problems[tmp_path / 'n.png']
+    assert 'its detections are kept' in problems[tmp_path / 'n.png']
+    assert sorted(path.name for path in (tmp_path / 'out' / 'drawings').iterdir()) == ['a.jpg', 'z.jpg']
+    coco = COCO(str(tmp_path / 'out' / 'detections.json'))
+    assert [Path(record['file_name']).name for record in coco.imgs.values()] == ['a.png', 'n.png', 'z.png']
+    assert len(coco.anns) == len(coco.dataset['annotations'])
+    assert len(coco.getAnnIds(imgIds=[1])) == len(coco.getAnnIds(imgIds=[3])) > 0
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, SystemExit])
+def test_what_is_done_is_written_when_interrupted(model, shapes, tmp_path, monkeypatch, error):
+    images = find_images(str(shapes / 'val'))
+    step, count = model.test_step, iter(range(10))
+
+    def test_step(data):
+        if next(count) == 2:
+            raise error
+        return step(data)
+
+    monkeypatch.setattr(model, 'test_step', test_step)
+    with pytest.raises(error):
+        list(detect(model, images, tmp_path, 0.0, [0, 1, 2]))
+    content = json.loads((tmp_path / 'detections.json').read_text())
+    assert [record['file_name'] for record in content['images']] == [str(path) for path in images[:2]]
+    # What leaves the loop without an error in it, too.
+    for _ in (results := detect(model, images[:2], tmp_path, 0.0, [0])):
+        break
+    results.close()
+    assert len(json.loads((tmp_path / 'detections.json').read_text())['images']) == 1
+    assert [path.name for path in tmp_path.iterdir()].count('detections.json') == 1
+    assert not list(tmp_path.glob('.*'))
+
+
+@pytest.mark.parametrize('palette', [((0, 0, 255), (9, 9, 9), (1, 2, 3)), [(0, 0, 255)], 'coco', 'random'])
+def test_palettes(model, shapes, tmp_path, monkeypatch, palette):
+    monkeypatch.setitem(model.dataset_meta, 'palette', palette)
+    results = detect(model, [shapes / 'val' / '000001.png'], tmp_path, 0.0, [0, 1, 2])
+    assert [problem for _, problem in results] == [None]
 
 
 def test_patterns(tmp_path):

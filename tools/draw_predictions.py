@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mmdet.registry import DATASETS
-from mmengine.fileio import load
-from mmengine.registry import init_default_scope
-from pycocotools.coco import COCO
-
-from mmgrc.preflight import PreflightError, check_datasets, load_config
+from mmgrc.preflight import PreflightError, load_config
 from mmgrc.visualization.detections import draw_predictions
+from mmgrc.visualization.predictions import read_predictions, read_test_set
 
 
 def main() -> str | None:
@@ -22,25 +18,16 @@ def main() -> str | None:
     parser.add_argument('--count', type=int, metavar='N', default=8, help='how many images')
     parser.add_argument('--score-thr', type=float, metavar='S', default=0.5, help='least score of a prediction')
     args = parser.parse_args()
+    if args.count < 1:
+        return f'draw_predictions: --count {args.count}: give 1 or more'
     try:
-        config = load_config(args.config)
-        check_datasets(config, ('test_dataloader',))
-        predictions = load(args.predictions)
-    except (PreflightError, OSError) as error:
+        test_set = read_test_set(load_config(args.config))
+        predictions = read_predictions(args.predictions)
+        notes = draw_predictions(predictions, *test_set, args.out, args.count, args.score_thr)
+    except (PreflightError, ValueError, OSError) as error:
         return f'draw_predictions: {error}'
-    if args.count < 1 or not predictions:
-        return f'draw_predictions: there is nothing to draw: {len(predictions)} predictions, --count {args.count}'
-    init_default_scope(config.get('default_scope') or 'mmdet')
-    dataset = DATASETS.build(dict(config.test_dataloader.dataset, lazy_init=True))
-    draw_predictions(
-        predictions,
-        COCO(dataset.ann_file),
-        dataset.metainfo['classes'],
-        dataset.metainfo['palette'],
-        args.out,
-        args.count,
-        args.score_thr,
-    )
+    for note in notes:
+        print(f'left out: {note}')
     print(f'{args.out} is written')
     return None
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from contextlib import closing
 
 from rich.console import Console
 from rich.progress import track
 
 from mmgrc.inference import detect, find_images, load_detector, select_classes
 from mmgrc.preflight import PreflightError, load_config
+
+# As shells have it, the end by SIGINT.
+_EXIT_INTERRUPTED = 130
 
 
 def main() -> str | None:
@@ -28,17 +33,33 @@ def main() -> str | None:
         images = find_images(args.images)
         model = load_detector(load_config(args.config), args.checkpoint, args.device)
         labels = select_classes(model, args.classes)
-        console = Console(stderr=True)
-        done = detect(model, images, args.out_dir, args.score_thr, labels)
-        skipped = 0
-        for _, problem in track(done, 'Images', total=len(images), console=console):
-            if problem:
-                skipped += 1
-                console.print(f'skipped: {problem}', style='red', markup=False, soft_wrap=True)
     except (PreflightError, OSError) as error:
         return f'infer: {error}'
-    print(f'{len(images) - skipped} images are done: {args.out_dir}/drawings/, {args.out_dir}/detections.json')
-    return f'infer: {skipped} of {len(images)} images were skipped, see above' if skipped else None
+    # A batch system's order to end is as good as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console = Console(stderr=True)
+    done, problems = 0, []
+    try:
+        # Closing writes the detections of a run that is interrupted.
+        with closing(detect(model, images, args.out_dir, args.score_thr, labels)) as results:
+            for _, problem in track(results, 'Images', total=len(images), console=console):
+                if problem:
+                    problems.append(problem)
+                    console.print(f'skipped: {problem}', style='red', markup=False, soft_wrap=True)
+                else:
+                    done += 1
+    except OSError as error:
+        return f'infer: {error}'
+    except KeyboardInterrupt as error:
+        print(
+            f'infer: interrupted: {done} of {len(images)} images are done, {args.out_dir}/detections.json',
+            file=sys.stderr,
+        )
+        raise SystemExit(_EXIT_INTERRUPTED) from error
+    print(f'{done} images are done: {args.out_dir}/drawings/, {args.out_dir}/detections.json')
+    if problems and not done:
+        return f'infer: all {len(images)} images failed, so the fault may not be in them. The last: {problems[-1]}'
+    return f'infer: {len(problems)} of {len(images)} images were skipped, see above' if problems else None
 
 
 if __name__ == '__main__':

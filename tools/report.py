@@ -23,7 +23,7 @@ def main() -> str | None:
     out = args.out or Path(args.work_dir) / 'report.html'
     try:
         notes = write_report(args.work_dir, out, args.predictions)
-    except (OSError, PreflightError) as error:
+    except (OSError, ValueError, PreflightError) as error:
         return f'report: {error}'
     for note in notes:
         print(f'left out: {note}')

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mmgrc.inference import load_detector, read_image
+import cv2
+
+from mmgrc.images import read_image
+from mmgrc.inference import describe_failure, load_detector
 from mmgrc.preflight import PreflightError, load_config
 from mmgrc.visualization.memory import draw_memory, view_memory
 
@@ -21,7 +24,12 @@ def main() -> str | None:
     args = parser.parse_args()
     try:
         image = read_image(args.image)
-        views = view_memory(load_detector(load_config(args.config), args.checkpoint, args.device), image)
+        model = load_detector(load_config(args.config), args.checkpoint, args.device)
+        try:
+            views = view_memory(model, image)
+        except (cv2.error, RuntimeError, MemoryError) as error:
+            # The image is too slim, or too large.
+            raise ValueError(describe_failure(args.image, error)) from error
         if args.layers:
             names = [str(view.layer) for view in views]
             if unknown := set(args.layers) - set(names):

@@ -3,28 +3,57 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from mmengine.config import Config
 
 from .layers import number_layers, stage_style
+from .text import write_plainly
 
-__all__ = ['draw_losses', 'draw_metrics', 'draw_monitor', 'plot_run', 'read_monitor', 'read_scalars']
+__all__ = [
+    'draw_losses',
+    'draw_metrics',
+    'draw_monitor',
+    'metric_label',
+    'pick_metrics',
+    'plot_run',
+    'read_monitor',
+    'read_scalars',
+    'validation_unit',
+]
 
 
-def _records(work_dir: str | Path) -> Iterator[dict]:
-    """What MMEngine logged in a work dir, oldest first, the runs before each resumption too."""
-    for file in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        for line in file.read_text().splitlines():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                # The last line of a run that was killed while it wrote.
-                continue
+_HEADLINE = re.compile(r'(?:^|[/_])(?:mAP|AP|PQ)(?:_?50)?$')
+"""What an evaluator's metric is called that sums up the others."""
+_METRICS_SHOWN = 6
+"""Metrics of an evaluator that has no such one."""
+_NO_METRICS = ('time', 'data_time', 'step', 'iter', 'epoch', 'memory')
+
+
+def _logs(work_dir: str | Path) -> list[Path]:
+    """The logs of the runs in a work dir, oldest first, those before each resumption too."""
+    return sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+
+
+def _records(log: Path) -> Iterator[dict]:
+    """What MMEngine logged."""
+    for line in log.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            # The last line of a run that was killed while it wrote.
+            continue
+        # With `log_processor.log_with_hierarchy` each name says of which loop it is.
+        yield {key.removeprefix('train/').removeprefix('val/'): value for key, value in record.items()}
 
 
 def read_scalars(work_dir: str | Path) -> tuple[dict[int, dict], dict[int, dict]]:
@@ -34,21 +63,126 @@ def read_scalars(work_dir: str | Path) -> tuple[dict[int, dict], dict[int, dict]
         work_dir: The work dir of a training.
 
     Returns:
-        Training records by iteration and validation records by epoch. Where a resumed run repeats a step, its record
-        counts.
+        Training records by iteration, and validation records by what :func:`validation_unit` says: by epoch, or by
+        iteration where a training went by iterations or logged its validations so. Where a resumed run repeats a step,
+        its record counts.
 
     Raises:
         FileNotFoundError: There is no log.
     """
-    training, validation = {}, {}
-    for record in _records(work_dir):
-        if 'loss' in record:
-            training[record['iter']] = record
-        elif any(key.startswith('coco/') for key in record):
-            validation[record['step']] = record
+    training: dict[int, dict] = {}
+    validations: list[dict] = []
+    last = 0
+    for log in _logs(work_dir):
+        records = list(_records(log))
+        validations += _place_validations(records, _read_schedule(log.with_name('config.py')), last)
+        training |= {record['iter']: record for record in records if _is_training(record)}
+        last = next((record['iter'] for record in reversed(records) if _is_training(record)), last)
     if not training:
         raise FileNotFoundError(f'there is no training log in {work_dir}: give the work dir of a training')
+    key = 'epoch' if all('epoch' in record for record in validations) else 'iter'
+    validation = {record[key]: record for record in validations}
     return dict(sorted(training.items())), dict(sorted(validation.items()))
+
+
+def validation_unit(validation: Mapping[int, dict]) -> str:
+    """What the validations of :func:`read_scalars` are counted in: ``'epoch'`` or ``'iteration'``."""
+    return 'iteration' if any('epoch' not in record for record in validation.values()) else 'epoch'
+
+
+def _is_training(record: Mapping) -> bool:
+    return 'loss' in record and 'iter' in record
+
+
+def _is_validation(record: Mapping) -> bool:
+    # Hooks log, too; but MMEngine times each validation.
+    return not _is_training(record) and any(key == 'data_time' or key.startswith('coco/') for key in record)
+
+
+class _Schedule(NamedTuple):
+    """What MMEngine's records do not say of a run."""
+
+    by_iterations: bool
+    """Whether the training loop is, whatever the log looks like."""
+    logs_epochs: bool
+    """Whether the step of a validation record is an epoch."""
+    interval: int
+    """Of validations."""
+    end: int
+    """Last iteration."""
+
+
+def _read_schedule(path: Path) -> _Schedule | None:
+    """The schedule in the config that MMEngine keeps beside a log; None where there is none that can be read."""
+    try:
+        config = Config.fromfile(str(path), import_custom_modules=False)
+        loop = config.get('train_cfg') or {}
+        logger = (config.get('default_hooks') or {}).get('logger') or {}
+        # MMEngine's own defaults.
+        return _Schedule(
+            'max_iters' in loop,
+            logger.get('log_metric_by_epoch', True),
+            int(loop.get('val_interval', 1000)),
+            int(loop.get('max_iters', 0)),
+        )
+    except Exception:
+        # A config is code.
+        return None
+
+
+def _place_validations(records: Iterable[dict], schedule: _Schedule | None, last: int) -> Iterator[dict]:
+    """The validation records of a run, with ``iter``, and with ``epoch`` where they are logged by it.
+
+    Args:
+        records: All records of the run.
+        schedule: Its schedule; None: guess from the records.
+        last: Last iteration that was logged before the run.
+    """
+    previous, epoch = 0, None
+    for record in records:
+        if _is_training(record):
+            last, epoch = record['iter'], record.get('epoch')
+        elif _is_validation(record):
+            step = record['step']
+            guess = _Schedule(step == 0, step < last or step == epoch, 0, 0)
+            by_iterations, logs_epochs, interval, end = schedule or guess
+            if not logs_epochs:
+                yield {**record, 'iter': step}
+            elif not by_iterations:
+                yield {**record, 'iter': last, 'epoch': step}
+            else:
+                # MMEngine logs epoch 0. It validates at multiples of the interval, and at the end.
+                place = -(-max(last, previous + 1) // interval) * interval if interval else last
+                previous = min(place, end) if end else place
+                yield {**record, 'iter': previous}
+
+
+def pick_metrics(validation: Mapping[int, dict]) -> list[str]:
+    """The metrics that sum up validations: of each evaluator mAP, AP or PQ; without these its first ones.
+
+    Args:
+        validation: Validation records of :func:`read_scalars`.
+    """
+    names = dict.fromkeys(
+        key
+        for record in validation.values()
+        for key, value in record.items()
+        if key not in _NO_METRICS and isinstance(value, int | float)
+    )
+    evaluators: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        # Names of classes may have a slash, too.
+        evaluators[name.split('/')[0] if '/' in name else ''].append(name)
+    return [
+        name
+        for metrics in evaluators.values()
+        for name in ([m for m in metrics if _HEADLINE.search(m)] or metrics[:_METRICS_SHOWN])
+    ]
+
+
+def metric_label(name: str) -> str:
+    """A metric's name, without that of the evaluator that is usual."""
+    return name.removeprefix('coco/')
 
 
 def read_monitor(work_dir: str | Path) -> dict[str, dict[str, dict[int, float]]]:
@@ -62,7 +196,7 @@ def read_monitor(work_dir: str | Path) -> dict[str, dict[str, dict[int, float]]]
         has the one layer ``''``. Empty where the hook did not run.
     """
     series: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    for record in _records(work_dir):
+    for record in (record for log in _logs(work_dir) for record in _records(log)):
         for key, value in record.items():
             if key.startswith('grc_'):
                 quantity, _, layer = key.partition('/')
@@ -89,17 +223,21 @@ def draw_losses(axis: Axes, training: Mapping[int, dict]) -> None:
 
 
 def draw_metrics(axis: Axes, validation: Mapping[int, dict]) -> None:
-    """Draw the mAP over the epochs.
+    """Draw the metrics of the validations, mAP as a rule, over epochs or iterations.
 
     Args:
         axis: Where to draw.
         validation: Validation records of :func:`read_scalars`.
     """
-    metrics = [key for key in next(iter(validation.values()), {}) if key.endswith(('_mAP', '_mAP_50'))]
-    for name, marker in zip(metrics, 'osD^', strict=False):
-        values = [record.get(name) for record in validation.values()]
-        axis.plot(list(validation), values, marker=marker, label=name.removeprefix('coco/'))
-    axis.set(xlabel='epoch', ylabel='mAP', title='Validation', ylim=(0, 1))
+    metrics = pick_metrics(validation)
+    for name, marker in zip(metrics, cycle('osD^')):
+        values = [record.get(name, math.nan) for record in validation.values()]
+        axis.plot(list(validation), values, marker=marker, label=metric_label(name))
+    axis.set(xlabel=validation_unit(validation), title='Validation')
+    axis.set_ylabel('mAP' if all('mAP' in name for name in metrics) else 'metric')
+    # Some evaluators count in per cent. -1 stands for what could not be evaluated.
+    if all(record.get(name, 0) <= 1 for record in validation.values() for name in metrics):
+        axis.set_ylim(0, 1)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axis)
 
@@ -125,10 +263,11 @@ def _finish(axis: Axes) -> None:
     axis.grid(alpha=0.3)
     if axis.lines:
         axis.legend(fontsize=8)
+    write_plainly(axis)
 
 
 def plot_run(work_dir: str | Path, out: str | Path) -> None:
-    """Plot the losses over the iterations and the mAP over the epochs.
+    """Plot the losses over the iterations and the mAP over the epochs, or over the iterations.
 
     Args:
         work_dir: The work dir of a training.

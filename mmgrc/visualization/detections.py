@@ -7,19 +7,30 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+
+from mmgrc.images import read_image
+
+from .predictions import check_predictions
+from .text import write_plainly
 
 __all__ = ['Drawn', 'draw_detections', 'draw_predictions']
 
 _PANEL = 3.2
 """Width of one image, in inches."""
+_SLIMMEST = 0.25
+"""Least height of a panel of a pair by its width, and the other way round."""
 _LONGEST = 8
 """Longer side of an image that is drawn alone, in inches."""
+_SHORTEST = 0.5
+"""Its shorter side, at least: an image that is but a line has room for labels."""
+_MOST_PIXELS = 8192
+"""Longer side of a drawing, at most: larger ones take gigabytes to draw."""
 
 
 class Drawn(NamedTuple):
@@ -42,7 +53,7 @@ def draw_predictions(
     out: str | Path,
     count: int = 8,
     score_thr: float = 0.5,
-) -> None:
+) -> list[str]:
     """Draw images in pairs, the truth at the left and the predictions at the right.
 
     Args:
@@ -53,58 +64,108 @@ def draw_predictions(
         out: Picture to write.
         count: How many images, taken evenly from the predictions.
         score_thr: Least score of a drawn prediction, in [0, 1].
+
+    Returns:
+        What could not be drawn, and why: images that cannot be read, masks that do not fit theirs.
+
+    Raises:
+        ValueError: The predictions belong to another data set, or none of the images can be read.
+        OSError: The picture cannot be written.
     """
+    check_predictions(predictions, truth, classes)
     chosen = np.linspace(0, len(predictions) - 1, min(count, len(predictions))).round().astype(int)
-    labels = dict(zip(truth.getCatIds(catNms=list(classes)), range(len(classes)), strict=True))
-    pairs = 2 if len(chosen) > 1 else 1
-    rows = -(-len(chosen) // pairs)
-    height, width = predictions[0]['ori_shape'][:2]
-    figure, axes = plt.subplots(
-        rows, 2 * pairs, figsize=(2 * pairs * _PANEL, rows * _PANEL * (height / width + 0.1)), squeeze=False
-    )
+    labels = {
+        category['id']: classes.index(name) for category in truth.cats.values() if (name := category['name']) in classes
+    }
+    notes: list[str] = []
+    images = []
+    for prediction in (predictions[index] for index in chosen):
+        try:
+            image = read_image(prediction['img_path'])[..., ::-1]
+        except ValueError as error:
+            notes.append(str(error))
+            continue
+        size = image.shape[:2]
+        known = _annotated(truth, prediction['img_id'], size, labels)
+        found = _predicted(prediction, score_thr)
+        notes += _misfits(prediction, truth.imgs[prediction['img_id']], size, [*known, *found])
+        images.append((image, _fitting(known, size), _fitting(found, size)))
+    if not images:
+        raise ValueError('; '.join(notes[:3]) or 'there are no predictions')
+
+    pairs = 2 if len(images) > 1 else 1
+    rows = -(-len(images) // pairs)
+    slope = max(image.shape[0] / image.shape[1] for image, _, _ in images)
+    height = _PANEL * (np.clip(slope, _SLIMMEST, 1 / _SLIMMEST) + 0.1)
+    # Not by pyplot, which keeps figures that could not be drawn.
+    figure = Figure(figsize=(2 * pairs * _PANEL, rows * height))
+    axes = figure.subplots(rows, 2 * pairs, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for place, index in enumerate(chosen):
-        prediction = predictions[index]
+    for place, (image, known, found) in enumerate(images):
         left, right = axes[place // pairs, 2 * (place % pairs) : 2 * (place % pairs) + 2]
-        image = plt.imread(prediction['img_path'])
-        image = image if image.dtype == np.uint8 else (image * 255).round().astype(np.uint8)
-        annotations = truth.loadAnns(truth.getAnnIds(imgIds=[prediction['img_id']], iscrowd=False))
-        _draw(
-            left,
-            image,
-            'truth',
-            [
-                Drawn(labels[a['category_id']], a['bbox'], truth.annToMask(a), None)
-                for a in annotations
-                if a['category_id'] in labels
-            ],
-            classes,
-            palette,
-        )
-        found = prediction['pred_instances']
-        boxes = np.asarray(found['bboxes'], float)
-        masks = found.get('masks')
-        _draw(
-            right,
-            image,
-            'prediction',
-            [
-                Drawn(
-                    int(found['labels'][i]),
-                    [*boxes[i, :2], *(boxes[i, 2:] - boxes[i, :2])],
-                    None if masks is None else coco_mask.decode(masks[i]),
-                    float(found['scores'][i]),
-                )
-                for i in range(len(boxes))
-                if found['scores'][i] >= score_thr
-            ],
-            classes,
-            palette,
-        )
+        _draw(left, image, 'truth', known, classes, palette)
+        _draw(right, image, 'prediction', found, classes, palette)
     figure.tight_layout(pad=0.4)
     figure.savefig(out, dpi=110)
-    plt.close(figure)
+    return notes
+
+
+def _predicted(prediction: dict, score_thr: float) -> list[Drawn]:
+    found = prediction['pred_instances']
+    boxes = np.asarray(found['bboxes'], float)
+    masks = found.get('masks')
+    return [
+        Drawn(
+            int(found['labels'][i]),
+            [*boxes[i, :2], *(boxes[i, 2:4] - boxes[i, :2])],
+            None if masks is None else coco_mask.decode(masks[i]),
+            float(found['scores'][i]),
+        )
+        for i in range(len(boxes))
+        if found['scores'][i] >= score_thr
+    ]
+
+
+def _annotated(truth: COCO, image_id: int, size: tuple[int, int], labels: dict[int, int]) -> list[Drawn]:
+    return [
+        Drawn(labels[a['category_id']], a['bbox'], _truth_mask(a.get('segmentation'), size), None)
+        for a in truth.imgToAnns.get(image_id, ())
+        if a.get('category_id') in labels and len(a.get('bbox') or ()) == 4 and not a.get('iscrowd')
+    ]
+
+
+def _truth_mask(segmentation: list | dict | None, size: tuple[int, int]) -> np.ndarray | None:
+    """A mask (H, W) of an annotation, if it has one. Polygons are filled in the image's own size, as for training."""
+    if isinstance(segmentation, dict):
+        packed = segmentation
+        if isinstance(packed['counts'], list):
+            packed = coco_mask.frPyObjects(packed, *packed['size'])
+        return coco_mask.decode(packed)
+    # With fewer points it is no area, and pycocotools takes it for a box.
+    polygons = [polygon for polygon in segmentation or () if len(polygon) >= 6]
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))) if polygons else None
+
+
+def _fitting(objects: Sequence[Drawn], size: tuple[int, int]) -> list[Drawn]:
+    """The objects, without masks that are not of the image's size (H, W)."""
+    return [drawn if drawn.mask is None or drawn.mask.shape == size else drawn._replace(mask=None) for drawn in objects]
+
+
+def _misfits(prediction: dict, record: dict, size: tuple[int, int], objects: Sequence[Drawn]) -> list[str]:
+    """What to say where an image is not of the size (H, W) that the annotations or the predictions have."""
+    sizes = {
+        'annotations': (record.get('height'), record.get('width')),
+        'predictions': tuple(prediction.get('ori_shape', ()))[:2],
+    }
+    others = [f'{s[1]} x {s[0]} in the {of}' for of, s in sizes.items() if all(s) and len(s) == 2 and s != size]
+    masks = sum(drawn.mask is not None and drawn.mask.shape != size for drawn in objects)
+    if not others and not masks:
+        return []
+    note = f'{prediction["img_path"]} is of {size[1]} x {size[0]} pixels'
+    if others:
+        note += f', but {" and ".join(others)}'
+    return [f'{note}; {masks} masks do not fit it and are not drawn' if masks else note]
 
 
 def draw_detections(
@@ -114,7 +175,8 @@ def draw_detections(
     palette: Sequence[Sequence[int]],
     out: str | Path,
 ) -> None:
-    """Draw objects on an image of their own. Small images are enlarged, so that labels have room.
+    """Draw objects on an image of their own. Small images are enlarged, so that labels have room; the longer side is of
+    8192 pixels at most.
 
     Args:
         image: (H, W, 3), RGB, uint8.
@@ -122,25 +184,29 @@ def draw_detections(
         classes: Names of the labels.
         palette: Colours of the labels, RGB from 0 to 255.
         out: Picture to write.
+
+    Raises:
+        OSError: It cannot be written.
     """
     height, width = image.shape[:2]
     scale = _LONGEST / max(height, width)
-    figure = plt.figure(figsize=(width * scale, height * scale))
+    # Not by pyplot, which keeps figures that could not be drawn.
+    figure = Figure(figsize=[max(side * scale, _SHORTEST) for side in (width, height)])
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
     _draw(axis, image, '', objects, classes, palette)
     axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    figure.savefig(out, dpi=max(100, round(1 / scale)))
-    plt.close(figure)
+    figure.savefig(out, dpi=min(max(100, round(1 / scale)), _MOST_PIXELS // _LONGEST))
 
 
 def _tint(image: np.ndarray, objects: Sequence[Drawn], colours: Sequence[np.ndarray]) -> np.ndarray:
-    """The image (H, W, 3), in [0, 1], with the masks laid over it."""
-    tinted = (image if image.ndim == 3 else image[..., None].repeat(3, axis=2)) / 255
+    """The image (H, W, 3), uint8, with the masks laid over it."""
+    # In 8 bits, and not outside of the masks: large images in float64 do not fit into memory.
+    tinted = image.copy()
     for drawn, colour in zip(objects, colours, strict=True):
         if drawn.mask is not None:
             inside = np.asarray(drawn.mask, bool)
-            tinted[inside] = 0.65 * tinted[inside] + 0.35 * colour
+            tinted[inside] = 0.65 * tinted[inside] + 0.35 * 255 * colour
     return tinted
 
 
@@ -152,7 +218,7 @@ def _draw(
     classes: Sequence[str],
     palette: Sequence[Sequence[int]],
 ) -> None:
-    """Draw objects on an image (H, W, 3), RGB, or (H, W)."""
+    """Draw objects on an image (H, W, 3), RGB."""
     colours = [np.asarray(palette[drawn.label]) / 255 for drawn in objects]
     axis.imshow(_tint(image, objects, colours))
     axis.set_title(title, fontsize=9)
@@ -175,3 +241,4 @@ def _draw(
             clip_on=True,
             bbox={'facecolor': colour * 0.7, 'edgecolor': 'none', 'pad': 0.8, 'alpha': 0.85},
         )
+    write_plainly(axis, classes)

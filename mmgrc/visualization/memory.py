@@ -123,11 +123,12 @@ def draw_memory(views: Sequence[MemoryView], image: np.ndarray, out: str | Path)
         out: Picture to write.
     """
     height, width = image.shape[:2]
-    panel = 2.2
+    # Panels of images that are but a line still have a height, and fit into a picture.
+    panel, slope = 2.2, np.clip(height / width, 0.1, 4)
     figure, axes = plt.subplots(
         len(views),
         1 + len(_COLUMNS),
-        figsize=((1 + len(_COLUMNS)) * (panel + 0.5), len(views) * (panel * height / width + 0.3) + 0.3),
+        figsize=((1 + len(_COLUMNS)) * (panel + 0.5), len(views) * (panel * slope + 0.3) + 0.3),
         squeeze=False,
         layout='compressed',
     )

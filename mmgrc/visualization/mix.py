@@ -14,6 +14,7 @@ from mmgrc.checkpoint import read_checkpoint
 from mmgrc.models.convert import checkpoint_state
 
 from .layers import Layer, number_layers, stage_style
+from .text import write_plainly
 
 __all__ = ['draw_lambda', 'plot_lambda', 'read_lambda']
 
@@ -76,6 +77,7 @@ def draw_lambda(axis: Axes, shares: Mapping[Layer, np.ndarray], title: str) -> N
     axis.set_xticks(range(0, len(layers), step), [str(layer.block) for layer in layers[::step]], fontsize=8)
     axis.set(xlim=(-0.6, len(layers) - 0.4), ylim=(0, 1), xlabel='block of the stage', ylabel='σ(λ)')
     axis.set_title(title, fontsize=10)
+    write_plainly(axis)
 
 
 def plot_lambda(checkpoints: Sequence[str | Path], out: str | Path, names: Sequence[str] | None = None) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import logging
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -16,18 +17,28 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from mmengine.fileio import load
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from pycocotools.coco import COCO
 
-from mmgrc.preflight import PreflightError, check_datasets, load_config
+from mmgrc.preflight import PreflightError, load_config
 
-from .curves import draw_losses, draw_metrics, draw_monitor, read_monitor, read_scalars
+from .curves import (
+    draw_losses,
+    draw_metrics,
+    draw_monitor,
+    metric_label,
+    pick_metrics,
+    read_monitor,
+    read_scalars,
+    validation_unit,
+)
 from .detections import draw_predictions
 from .mix import draw_lambda, read_lambda
+from .predictions import TestSet, check_predictions, read_predictions, read_test_set
 
 __all__ = ['class_ap', 'write_report']
 
@@ -125,22 +136,29 @@ def _newest(paths: Iterable[Path], what: str) -> Path:
 
 
 def _summary(config: Config, training: Mapping[int, dict], validation: Mapping[int, dict]) -> tuple[str, str]:
-    last = training[max(training)]
+    last, unit = training[max(training)], validation_unit(validation)
+    length = f'{last["iter"]} iterations'
+    # A loop by iterations logs its one endless epoch where `log_processor.by_epoch` is left as it is.
+    epochs = last.get('epoch') or max(validation, default=0)
+    if unit == 'epoch' and epochs and 'max_iters' not in (config.get('train_cfg') or {}):
+        length = f'{epochs} epochs, {length}'
+    parts = (config.model, config.model.get('backbone') or {})
     rows = [
-        ('detector', f'{config.model.type}, {config.model.backbone.type}'),
-        ('trained', f'{last.get("epoch", "?")} epochs, {last["iter"]} iterations; the last loss is {last["loss"]:.3f}'),
+        ('detector', ', '.join(str(part['type']) for part in parts if 'type' in part)),
+        ('trained', f'{length}; the last loss is {last["loss"]:.3f}'),
     ]
-    for key in next(reversed(validation.values()), {}):
-        if key.endswith('_mAP'):
-            values = {epoch: record[key] for epoch, record in validation.items() if key in record}
-            best = max(values, key=values.get)
-            rows.append(
-                (
-                    key.removeprefix('coco/').replace('_', ' '),
-                    f'{values[max(values)]:.3f} after the last validation (epoch {max(values)}), '
-                    f'{values[best]:.3f} at best (epoch {best})',
-                )
+    metrics = pick_metrics(validation)
+    for key in [key for key in metrics if not key.endswith('50')] or metrics:
+        values = {step: value for step, record in validation.items() if (value := record.get(key)) is not None}
+        # NaN is greater than nothing and less than nothing.
+        best = max(values, key=lambda step: -math.inf if math.isnan(values[step]) else values[step])
+        rows.append(
+            (
+                metric_label(key).replace('_', ' '),
+                f'{values[max(values)]:.3f} after the last validation ({unit} {max(values)}), '
+                f'{values[best]:.3f} at best ({unit} {best})',
             )
+        )
     return 'Summary', _table(['', ''], rows)
 
 
@@ -186,7 +204,7 @@ def _note(text: str, notes: list[str]) -> str:
 def _curves(training: Mapping[int, dict], validation: Mapping[int, dict]) -> Iterable[str]:
     yield _picture(lambda axis: draw_losses(axis, training), 'losses over the iterations')
     if validation:
-        yield _picture(lambda axis: draw_metrics(axis, validation), 'mAP over the epochs')
+        yield _picture(lambda axis: draw_metrics(axis, validation), f'metrics over the {validation_unit(validation)}s')
 
 
 def _memory(work_dir: Path, notes: list[str]) -> str:
@@ -215,28 +233,38 @@ def class_ap(config: Config, predictions: Sequence[dict]) -> dict[str, dict[str,
     """Evaluate each class, with the evaluator of a config.
 
     Args:
-        config: A config whose ``test_evaluator`` is a ``CocoMetric``.
+        config: A config whose ``test_evaluator`` is a ``CocoMetric``, or a list with one.
         predictions: What ``tools/test.py --out`` wrote.
 
     Returns:
         For each metric, as ``'bbox'``, and each class its AP, in [0, 1]; NaN where the data set has no such object.
 
     Raises:
-        ValueError: The evaluator is another one.
+        ValueError: The evaluator is another one, or there are no detections.
     """
-    settings = config.test_evaluator
-    if not isinstance(settings, dict) or settings.get('type') != 'CocoMetric':
+    evaluators = config.get('test_evaluator') or ()
+    evaluators = [evaluators] if isinstance(evaluators, dict) else evaluators
+    settings = next((e for e in evaluators if e.get('type') in ('CocoMetric', 'mmdet.CocoMetric', CocoMetric)), None)
+    if settings is None:
         raise ValueError('test_evaluator is no CocoMetric')
     init_default_scope(config.get('default_scope') or 'mmdet')
     metainfo = DATASETS.build(dict(config.test_dataloader.dataset, lazy_init=True)).metainfo
     metrics = settings.get('metric', 'bbox')
+    # Proposals are of no class.
+    metrics = [metric for metric in ([metrics] if isinstance(metrics, str) else metrics) if metric in ('bbox', 'segm')]
+    if not metrics:
+        raise ValueError('test_evaluator has neither the metric bbox nor segm')
+    fixed = {'classwise': True, 'prefix': 'coco', 'outfile_prefix': None, 'format_only': False}
     result = {}
     # One at a time: the keys of the classes are the same for each metric.
-    for metric in [metrics] if isinstance(metrics, str) else metrics:
-        evaluator = Evaluator(dict(settings, metric=metric, classwise=True, outfile_prefix=None))
+    for metric in metrics:
+        evaluator = Evaluator({**settings, **fixed, 'metric': metric})
         evaluator.dataset_meta = metainfo
         values = evaluator.offline_evaluate(predictions)
-        result[metric] = {name: float(values[f'coco/{name}_precision']) for name in metainfo['classes']}
+        if not any(key.endswith('_precision') for key in values):
+            raise ValueError('the predictions have no detection at all')
+        # A class that the annotations lack has no value.
+        result[metric] = {name: float(values.get(f'coco/{name}_precision', 'nan')) for name in metainfo['classes']}
     return result
 
 
@@ -245,32 +273,53 @@ def _detections(config: Config, work_dir: Path, predictions: Path, notes: list[s
         command = f'python tools/test.py {config.filename} CHECKPOINT --out {predictions}'
         yield 'Classes and examples', _note(f'There are no predictions. They are written by: {command}', notes)
         return
-    found = load(predictions)
     try:
-        check_datasets(config, ('test_dataloader',))
-        # pycocotools prints each step of an evaluation.
-        with contextlib.redirect_stdout(io.StringIO()):
-            values = class_ap(config, found)
-            dataset = DATASETS.build(dict(config.test_dataloader.dataset, lazy_init=True))
-            truth = COCO(dataset.ann_file)
-    except (PreflightError, ValueError, KeyError) as error:
+        found = read_predictions(predictions)
+        test_set = read_test_set(config)
+        check_predictions(found, test_set.truth, test_set.classes)
+    except (PreflightError, ValueError, OSError) as error:
         yield 'Classes and examples', _note(f'The predictions cannot be evaluated: {error}', notes)
         return
-    names = next(iter(values.values()))
-    rows = [[name, *(values[metric][name] for metric in values)] for name in names]
-    yield 'AP of each class', _table(['class', *(f'{metric} AP' for metric in values)], rows)
+    try:
+        with _quiet():
+            values = class_ap(config, found)
+    except Exception as error:
+        # Evaluators are anyone's code. The examples can be shown without them.
+        why = error if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
+        yield 'AP of each class', _note(f'The predictions cannot be evaluated: {why}', notes)
+    else:
+        rows = [[name, *(values[metric][name] for metric in values)] for name in test_set.classes]
+        yield 'AP of each class', _table(['class', *(f'{metric} AP' for metric in values)], rows)
+    yield 'Examples', _examples(found, test_set, notes)
 
-    pictures = []
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what MMDetection logs and pycocotools prints of each step of an evaluation."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _examples(found: Sequence[dict], test_set: TestSet, notes: list[str]) -> str:
+    pictures, problems = [], []
     with tempfile.TemporaryDirectory() as folder:
         # JPEG: photographs are much smaller.
         picture = Path(folder, 'example.jpg')
         for index in np.linspace(0, len(found) - 1, min(_EXAMPLES, len(found))).round().astype(int):
-            draw_predictions(
-                [found[index]], truth, dataset.metainfo['classes'], dataset.metainfo['palette'], picture, 1
-            )
+            try:
+                problems += draw_predictions([found[index]], *test_set, picture, 1)
+            except ValueError as error:
+                problems.append(str(error))
+                continue
             name = f'truth beside predictions, image {found[index]["img_id"]}'
             pictures.append(_image(picture.read_bytes(), name, 'jpeg'))
-    yield 'Examples', _grid(pictures)
+    return _grid(pictures) + ''.join(_note(f'Of the examples: {problem}', notes) for problem in problems)
 
 
 def _environment(work_dir: Path) -> list[tuple[str, str]]:

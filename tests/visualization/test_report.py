@@ -38,7 +38,9 @@ def report(run_tool, trained, tmp_path_factory):
     config, checkpoint = work_dir / 'mask_rcnn_grc_pvt.py', work_dir / 'epoch_2.pth'
     out = work_dir / 'predictions.pkl'
     run_tool('test', config, checkpoint, '--work-dir', folder / 'test', '--out', out, check=True)
-    run_tool('report', work_dir, check=True)
+    result = run_tool('report', work_dir, check=True)
+    # Of the evaluation nothing.
+    assert result.stdout == f'{work_dir / "report.html"} is written\n'
     return work_dir / 'report.html'
 
 
@@ -151,15 +153,80 @@ def test_without_predictions_and_monitor(trained, tmp_path):
 
 
 def test_predictions_of_another_data_set(report, tmp_path):
-    (tmp_path / 'other.pkl').write_bytes(pickle.dumps([{'img_id': 77, 'pred_instances': {}}]))
-    notes = write_report(report.parent, tmp_path / 'report.html', tmp_path / 'other.pkl')
-    assert any('cannot be evaluated' in note for note in notes)
+    predictions = load(report.parent / 'predictions.pkl')
+    for content, message in {
+        pickle.dumps([{'img_id': 77, 'pred_instances': {}}]): 'is not what tools/test.py --out writes',
+        pickle.dumps([{**predictions[0], 'img_id': 77}]): 'the annotations have no image 77',
+        pickle.dumps([]): 'is empty',
+        b'no pickle': 'is not what tools/test.py --out writes',
+    }.items():
+        (tmp_path / 'other.pkl').write_bytes(content)
+        notes = write_report(report.parent, tmp_path / 'report.html', tmp_path / 'other.pkl')
+        assert len(notes) == 1
+        assert notes[0].startswith('The predictions cannot be evaluated: ')
+        assert message in notes[0]
+
+
+def test_what_of_the_predictions_can_be_shown(report, tmp_path):
+    """Images that are gone, masks that do not fit, no detection at all: the rest is in the report."""
+    predictions = load(report.parent / 'predictions.pkl')
+    found = predictions[1]['pred_instances']
+    predictions[0]['img_path'] = '/nowhere/000001.png'
+    for mask in found['masks']:
+        mask['size'] = mask['size'][::-1]
+    predictions[1]['ori_shape'] = predictions[1]['ori_shape'][::-1]
+    found['scores'] = found['scores'] * 0 + 0.9
+    (tmp_path / 'some.pkl').write_bytes(pickle.dumps(predictions))
+    notes = write_report(report.parent, tmp_path / 'report.html', tmp_path / 'some.pkl')
+    assert 'Of the examples: /nowhere/000001.png cannot be read: No such file or directory' in notes
+    assert any('64 x 96 in the predictions' in note and 'masks do not fit it' in note for note in notes)
+    assert len(Page((tmp_path / 'report.html').read_text()).images) == 2 + 4 + 1 + 3
+
+    for prediction in predictions:
+        instances = prediction['pred_instances']
+        prediction['pred_instances'] = {key: values[:0] for key, values in instances.items()}
+    (tmp_path / 'none.pkl').write_bytes(pickle.dumps(predictions))
+    notes = write_report(report.parent, tmp_path / 'report.html', tmp_path / 'none.pkl')
+    assert any('the predictions have no detection at all' in note for note in notes)
+    page = Page((tmp_path / 'report.html').read_text())
+    assert page.headings[3:5] == ['AP of each class', 'Examples']
+
+
+def test_another_evaluator(report):
+    config = Config.fromfile(report.parent / 'mask_rcnn_grc_pvt.py')
+    predictions = load(report.parent / 'predictions.pkl')
+    expected = class_ap(config, predictions)
+    config.test_evaluator = [
+        {'type': 'VOCMetric'},
+        {**config.test_evaluator, 'prefix': 'own', 'metric_items': ['mAP_50']},
+    ]
+    assert class_ap(config, predictions) == expected
+    for evaluator in ({'type': 'VOCMetric'}, [], None):
+        config.test_evaluator = evaluator
+        with pytest.raises(ValueError, match='test_evaluator is no CocoMetric'):
+            class_ap(config, predictions)
 
 
 def test_bad_input(run_tool, tmp_path):
     result = run_tool('report', tmp_path)
     assert result.returncode == 1
     assert 'there is no training log in' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
+def test_draw_predictions_of_bad_input(run_tool, report, tmp_path):
+    config, out = report.parent / 'mask_rcnn_grc_pvt.py', tmp_path / 'out.png'
+    predictions = load(report.parent / 'predictions.pkl')
+    predictions[0]['img_path'] = '/nowhere/1.png'
+    (tmp_path / 'moved.pkl').write_bytes(pickle.dumps(predictions))
+    result = run_tool('draw_predictions', config, tmp_path / 'moved.pkl', '--out', out)
+    assert result.returncode == 0
+    assert 'left out: /nowhere/1.png cannot be read: No such file or directory' in result.stdout
+    assert out.is_file()
+    # Not the predictions, by a slip.
+    result = run_tool('draw_predictions', config, config, '--out', out)
+    assert result.returncode == 1
+    assert 'is not what tools/test.py --out writes' in result.stderr
     assert 'Traceback' not in result.stderr
 
 

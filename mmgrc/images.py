@@ -1,0 +1,51 @@
+"""The one way in which images are read, for the model and for the pictures alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import mmcv
+import numpy as np
+from mmengine import fileio
+
+__all__ = ['read_image']
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image as MMDetection's ``LoadImageFromFile`` does, so that boxes and masks fit it.
+
+    Whatever the file has (grey, a palette, transparency, 16 bits, CMYK), the result is of three channels and 8 bits. It
+    is turned as its camera says.
+
+    Args:
+        path: A file, or an address of which MMEngine knows the backend (``s3://...``).
+
+    Returns:
+        (H, W, 3), BGR, uint8.
+
+    Raises:
+        ValueError: It is not there, cannot be read or decoded, or does not fit into memory. The message names it.
+    """
+    try:
+        content = fileio.get(str(path))
+        # OpenCV fails at empty files by an error that does not say so.
+        image = mmcv.imfrombytes(content, flag='color', backend='cv2') if content else None
+    except (OSError, ImportError) as error:
+        raise ValueError(f'{path} cannot be read: {getattr(error, "strerror", None) or error}') from error
+    except cv2.error as error:
+        raise ValueError(f'{path} cannot be decoded: {_explain(error)}') from error
+    except MemoryError as error:
+        raise ValueError(f'{path} does not fit into memory') from error
+    if image is None:
+        raise ValueError(f'{path} is no image, or is cut short')
+    return image
+
+
+def _explain(error: cv2.error) -> str:
+    if 'CV_IO_MAX_IMAGE' in str(error):
+        return (
+            'it has more pixels than OpenCV reads, 2^30 in all and 2^20 a side. Cut it into tiles, or raise the '
+            'environment variable OPENCV_IO_MAX_IMAGE_PIXELS (or _WIDTH, _HEIGHT)'
+        )
+    return ' '.join(str(error).split())

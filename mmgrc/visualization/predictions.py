@@ -1,0 +1,145 @@
+"""What ``tools/test.py --out`` wrote, and the truth that belongs to it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from mmdet.registry import DATASETS
+from mmdet.visualization import get_palette
+from mmengine.config import Config
+from mmengine.fileio import load
+from mmengine.registry import init_default_scope
+from pycocotools.coco import COCO
+
+from mmgrc.preflight import PreflightError, check_datasets
+
+__all__ = ['TestSet', 'check_predictions', 'class_colours', 'read_predictions', 'read_test_set']
+
+_KEYS = ('img_id', 'img_path', 'pred_instances')
+_INSTANCE_KEYS = ('bboxes', 'labels', 'scores')
+
+
+class TestSet(NamedTuple):
+    """The test set of a config."""
+
+    truth: COCO
+    classes: tuple[str, ...]
+    """Names of the labels."""
+    palette: Sequence[Sequence[int]]
+    """Colours of the labels, RGB from 0 to 255."""
+
+
+def read_test_set(config: Config) -> TestSet:
+    """Read the annotations of a config's test set.
+
+    Raises:
+        PreflightError: There is no test set, or it is not of one file in COCO's format.
+    """
+    if not config.get('test_dataloader'):
+        raise PreflightError('the config has no test_dataloader: there is no truth to draw')
+    check_datasets(config, ('test_dataloader',))
+    init_default_scope(config.get('default_scope') or 'mmdet')
+    try:
+        dataset = DATASETS.build(dict(config.test_dataloader.dataset, lazy_init=True))
+    except Exception as error:
+        # Data sets are anyone's code.
+        raise PreflightError(f'the test set cannot be built: {type(error).__name__}: {error}') from error
+    path = getattr(dataset, 'ann_file', None)
+    if not path:
+        raise PreflightError(f"the test set is a {type(dataset).__name__}: it has no annotation file in COCO's format")
+    try:
+        # pycocotools prints each step.
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(path)
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise PreflightError(f"{path} is not in COCO's format: {type(error).__name__}: {error}") from error
+    classes = tuple(dataset.metainfo['classes'])
+    return TestSet(truth, classes, class_colours(dataset.metainfo.get('palette'), len(classes)))
+
+
+def class_colours(palette: object, count: int) -> Sequence[Sequence[int]]:
+    """The colours of ``count`` labels, RGB from 0 to 255.
+
+    Args:
+        palette: Colours, or what else MMDetection takes (``'coco'``, ``'random'``). Where there are too few, or none,
+            MMDetection's random ones are taken.
+        count: How many labels there are.
+    """
+    if isinstance(palette, str):
+        with contextlib.suppress(AssertionError):
+            return get_palette(palette, count)
+    if isinstance(palette, list | tuple) and len(palette) >= count:
+        return palette
+    return get_palette('random', count)
+
+
+def read_predictions(path: str | Path) -> list[dict]:
+    """Read the file that ``tools/test.py --out`` wrote.
+
+    Returns:
+        ``img_id``, ``img_path`` and ``pred_instances`` (``bboxes``, ``labels``, ``scores``, and RLE ``masks`` where the
+        detector has them) of each image, of which there is at least one.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: It is another file, or there are no predictions in it.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'there are no predictions at {path}; tools/test.py --out writes them')
+    try:
+        predictions = load(path)
+    except Exception as error:
+        # Whatever a pickle may raise.
+        raise _another(path, f'{type(error).__name__}: {error}') from error
+    if not isinstance(predictions, list | tuple):
+        raise _another(path, f'it is a {type(predictions).__name__}, not a list')
+    if not predictions:
+        raise ValueError(f'{path} is empty: the test had no images')
+    for prediction in predictions:
+        lacking = [key for key in _KEYS if key not in prediction] if isinstance(prediction, dict) else list(_KEYS)
+        if not lacking:
+            lacking = [key for key in _INSTANCE_KEYS if key not in prediction['pred_instances']]
+        if lacking:
+            raise _another(path, f'an image has no {" and no ".join(lacking)}')
+    return list(predictions)
+
+
+def _another(path: str | Path, why: str) -> ValueError:
+    return ValueError(f'{path} is not what tools/test.py --out writes for a detector: {why}')
+
+
+def check_predictions(predictions: Sequence[dict], truth: COCO, classes: Sequence[str]) -> None:
+    """Check that predictions belong to a data set.
+
+    Args:
+        predictions: As of :func:`read_predictions`.
+        truth: The data set's annotations.
+        classes: Names of the labels.
+
+    Raises:
+        ValueError: They belong to another one.
+    """
+    hint = 'the predictions belong to another data set or config'
+    unknown = [prediction['img_id'] for prediction in predictions if prediction['img_id'] not in truth.imgs]
+    if unknown:
+        raise ValueError(f'the annotations have no image {unknown[0]!r}: {hint}')
+    names = [
+        (Path(str(prediction['img_path'])), Path(str(record['file_name'])))
+        for prediction in predictions
+        if 'file_name' in (record := truth.imgs[prediction['img_id']])
+    ]
+    # Some data sets change suffixes, and a few names may have changed since.
+    if names and not any(predicted.stem == known.stem for predicted, known in names):
+        predicted, known = names[0]
+        raise ValueError(f'{predicted.name} is {known.name} in the annotations, and no other name agrees: {hint}')
+    largest = max(
+        (int(np.max(labels)) for p in predictions if len(labels := np.asarray(p['pred_instances']['labels']))),
+        default=-1,
+    )
+    if largest >= len(classes):
+        raise ValueError(f'there are predictions of label {largest}, but {len(classes)} classes: {hint}')

@@ -26,8 +26,8 @@ from .preflight import (
     check_checkpoint,
     check_datasets,
     check_evaluator,
-    check_hooks,
     check_optimizer,
+    check_parts,
     check_resume,
     check_weights,
     check_work_dir,
@@ -68,7 +68,7 @@ def _check_train(args: Namespace, config: Config) -> None:
     if args.resume is not None:
         args.resume = check_resume(config, args.resume, _work_dir(args, config), optimizer)
     check_weights(config, model)
-    check_hooks(config)
+    check_parts(config)
 
 
 def _check_test(args: Namespace, config: Config) -> None:

@@ -153,7 +153,7 @@ def require_masks(path: str | Path, content: Mapping, category_ids: Sequence) ->
         ValueError: One has none, or one that is of no kind that COCO knows, or a mask of another size than its image.
     """
     wanted = set(category_ids)
-    annotations = [a for a in content['annotations'] if a['category_id'] in wanted]
+    annotations = [a for a in content.get('annotations', ()) if a['category_id'] in wanted]
     for annotation in annotations:
         if not annotation.get('segmentation'):
             raise ValueError(

@@ -230,10 +230,6 @@ def _read(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
         return None
     path, classes = dataset.ann_file, _classes(dataset, sets.loader)
     coco = sets.files.read(path)
-    if 'annotations' not in coco.dataset and not dataset.test_mode:
-        raise PreflightError(
-            f"{path} is not in COCO's format: it has no list of annotations, and {sets.loader} is to train on it."
-        )
     _check_heads(whole, classes, sets.loader)
     problems = sets.files.compare_labels(sets.loader, path, classes)
     masks = _loads_masks(dataset) and sets.loader.startswith('train')

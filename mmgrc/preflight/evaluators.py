@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset
 from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
 from mmengine.registry import EVALUATOR, init_default_scope
@@ -63,7 +63,7 @@ def check_evaluator(config: Config, phase: str, dataset: Dataset | None, files: 
         # Whatever a metric raises when it is made.
         raise PreflightError(f'{name} cannot be built: {type(error).__name__}: {error}') from error
     coco = [metric for metric in evaluator.metrics if isinstance(metric, CocoMetric) and not metric.format_only]
-    if coco and isinstance(dataset, BaseDataset) and len(dataset):
+    if coco and hasattr(dataset, 'get_data_info') and len(dataset):
         _try(evaluator, coco, dataset, name)
 
 
@@ -84,11 +84,41 @@ def _check_file(config: Config, metric: Mapping, name: str, dataset: Dataset | N
     plain = (
         isinstance(kind, type) and issubclass(kind, CocoMetric) and kind.compute_metrics is CocoMetric.compute_metrics
     )
-    if not plain or not path or '://' in path or not isinstance(dataset, BaseDataset):
+    if not plain or not path or '://' in path:
         return
     if (metric.get('backend_args') or {}).get('backend', 'local') != 'local':
         return
-    coco, classes = files.read(path), dataset.metainfo['classes']
+    coco, problems = files.read(path), []
+    if hasattr(dataset, 'get_data_info'):
+        problems += _compare(config, coco, dataset, name, files, path)
+    if metric.get('format_only'):
+        return
+    if 'annotations' not in coco.dataset:
+        problems.append(
+            f'it has no annotations: {name} has no truth to compare with, and AP will be -1. To write the detections '
+            f'for a server, set {name}.format_only=True and {name}.outfile_prefix'
+        )
+    else:
+        try:
+            require_crowd(path, coco.dataset)
+        except ValueError as error:
+            raise PreflightError(f'{name}: {error}') from error
+    if 0 in coco.anns:
+        problems.append(
+            "annotation 0: COCO's evaluation takes the id 0 for no match, so that this object counts as missed. Number "
+            'the annotations from 1'
+        )
+    if problems:
+        print_log(f'{path}: {"; ".join(problems)}', logger='current', level=logging.WARNING)
+
+
+def _compare(config: Config, coco: COCO, dataset: Dataset, name: str, files: CocoFiles, path: str) -> list[str]:
+    """What is to be said of a file and the data set that is evaluated with it.
+
+    Raises:
+        PreflightError: The file lacks images, or a detector of the config has labels that it does not know.
+    """
+    classes = dataset.metainfo['classes']
     problems = files.compare_labels(name, path, classes)
     ids = {dataset.get_data_info(index)['img_id'] for index in range(len(dataset))}
     if unknown := sorted(ids - coco.imgs.keys(), key=str):
@@ -96,20 +126,6 @@ def _check_file(config: Config, metric: Mapping, name: str, dataset: Dataset | N
             f'{name} reads {path}, which lacks {len(unknown)} of the {len(ids)} images that it is to evaluate (ids '
             f'{first(unknown)}): it is the file of another data set. Set {name}.ann_file to {_file_of(dataset)}'
         )
-    if metric.get('format_only'):
-        return
-    if 'annotations' not in coco.dataset:
-        print_log(
-            f'{path} has no annotations: {name} has no truth to compare with, and AP will be -1. To write the '
-            f'detections for a server, set {name}.format_only=True and {name}.outfile_prefix',
-            logger='current',
-            level=logging.WARNING,
-        )
-        return
-    try:
-        require_crowd(path, coco.dataset)
-    except ValueError as error:
-        raise PreflightError(f'{name}: {error}') from error
     for head, value in head_classes(config.model):
         if isinstance(value, int) and value > len(classes):
             raise PreflightError(
@@ -121,20 +137,14 @@ def _check_file(config: Config, metric: Mapping, name: str, dataset: Dataset | N
             f'{name} evaluates {len(coco.imgs)} images, the data set gives {len(ids)}: the objects of the other {more} '
             'count as missed'
         )
-    if 0 in coco.anns:
-        problems.append(
-            "annotation 0: COCO's evaluation takes the id 0 for no match, so that this object counts as missed. Number "
-            'the annotations from 1'
-        )
-    if problems:
-        print_log(f'{path}: {"; ".join(problems)}', logger='current', level=logging.WARNING)
+    return problems
 
 
 def _file_of(dataset: Dataset) -> str:
     return getattr(dataset, 'ann_file', 'that of the data set')
 
 
-def _try(evaluator: Evaluator, metrics: Sequence[CocoMetric], dataset: BaseDataset, name: str) -> None:
+def _try(evaluator: Evaluator, metrics: Sequence[CocoMetric], dataset: Dataset, name: str) -> None:
     """Evaluate what is made up of the truth: boxes and masks of a few images.
 
     Raises:

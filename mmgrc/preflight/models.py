@@ -5,18 +5,18 @@ from __future__ import annotations
 import difflib
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
 from mmdet.datasets import CocoDataset
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS, HOOKS, LOOPS, MODELS, PARAM_SCHEDULERS
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import OPTIMIZERS, init_default_scope
+from mmengine.registry import OPTIMIZERS, Registry, init_default_scope
 from torch import nn
 
 from ..checkpoint import last_good_checkpoint, read_checkpoint
@@ -31,8 +31,8 @@ from .quiet import quiet
 __all__ = [
     'build_model',
     'check_checkpoint',
-    'check_hooks',
     'check_optimizer',
+    'check_parts',
     'check_resume',
     'check_weights',
     'check_work_dir',
@@ -188,26 +188,43 @@ def check_optimizer(config: Config, model: nn.Module, amp: bool = False, auto_sc
         ) from error
 
 
-def check_hooks(config: Config) -> None:
-    """Check the hooks of a config without making them: some write files when they are made.
+def check_parts(config: Config) -> None:
+    """Check hooks, schedulers and the loop of a config without making them: some write files when they are made.
 
     Raises:
-        PreflightError: A hook has no type, or an argument that its class does not take.
+        PreflightError: One has no type, an unknown one, or an argument that its class does not take.
     """
+    init_default_scope(config.get('default_scope') or 'mmdet')
     hooks = {f'default_hooks.{name}': hook for name, hook in (config.get('default_hooks') or {}).items()}
     hooks.update({f'custom_hooks.{number}': hook for number, hook in enumerate(config.get('custom_hooks') or [])})
-    for name, hook in hooks.items():
-        if not isinstance(hook, dict):
+    schedulers = config.get('param_scheduler') or []
+    schedulers = schedulers if isinstance(schedulers, list | tuple) else [schedulers]
+    parts = {f'param_scheduler.{number}': scheduler for number, scheduler in enumerate(schedulers)}
+    _check_arguments(hooks, HOOKS, {'priority'})
+    _check_arguments(parts, PARAM_SCHEDULERS, {'convert_to_iter_based'})
+    if 'type' in (config.get('train_cfg') or {}):
+        _check_arguments({'train_cfg': config.train_cfg}, LOOPS, set())
+
+
+def _check_arguments(parts: Mapping[str, object], registry: Registry, more: set[str]) -> None:
+    for name, part in parts.items():
+        if not isinstance(part, dict):
             continue
-        if 'type' not in hook:
-            near = difflib.get_close_matches(name, [other for other in hooks if other != name], n=1, cutoff=0.8)
+        if 'type' not in part:
+            near = difflib.get_close_matches(name, [other for other in parts if other != name], n=1, cutoff=0.8)
+            meant = f'Did you mean {near[0]}?' if near else 'It needs one.'
+            raise PreflightError(f'{name} has no type. {meant}')
+        with quiet():
+            known = not isinstance(part['type'], str) or registry.get(part['type']) is not None
+        if not known:
+            names = [*registry.module_dict, *(registry.parent.module_dict if registry.parent else ())]
+            near = difflib.get_close_matches(part['type'], names, n=3)
+            meant = f' Did you mean {" or ".join(near)}?' if near else ''
+            raise PreflightError(f'{name}: there is no type {part["type"]!r}.{meant}')
+        allowed = class_arguments(part)
+        if unknown := sorted(set(part) - more - allowed if allowed is not None else ()):
             raise PreflightError(
-                f'{name} has no type. {f"Did you mean {near[0]}?" if near else "Each hook needs one."}'
-            )
-        allowed = class_arguments(hook)
-        if unknown := sorted(set(hook) - {'priority'} - allowed if allowed is not None else ()):
-            raise PreflightError(
-                f'{name}: {hook["type"]} has no argument {unknown[0]!r}. It takes: {first(sorted(allowed), 20)}'
+                f'{name}: {part["type"]} has no argument {unknown[0]!r}. It takes: {first(sorted(allowed), 20)}'
             )
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
-import logging
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -21,10 +19,10 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 from mmgrc.preflight import PreflightError, load_config
+from mmgrc.preflight.quiet import quiet
 
 from .curves import (
     draw_losses,
@@ -281,7 +279,7 @@ def _detections(config: Config, work_dir: Path, predictions: Path, notes: list[s
         yield 'Classes and examples', _note(f'The predictions cannot be evaluated: {error}', notes)
         return
     try:
-        with _quiet():
+        with quiet():
             values = class_ap(config, found)
     except Exception as error:
         # Evaluators are anyone's code. The examples can be shown without them.
@@ -291,19 +289,6 @@ def _detections(config: Config, work_dir: Path, predictions: Path, notes: list[s
         rows = [[name, *(values[metric][name] for metric in values)] for name in test_set.classes]
         yield 'AP of each class', _table(['class', *(f'{metric} AP' for metric in values)], rows)
     yield 'Examples', _examples(found, test_set, notes)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what MMDetection logs and pycocotools prints of each step of an evaluation."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _examples(found: Sequence[dict], test_set: TestSet, notes: list[str]) -> str:

@@ -46,7 +46,7 @@ def wrong_mask_size(content):
         (lambda c: c['annotations'].clear(), 'the data set of train_dataloader is empty'),
         (small, 'has no usable annotation of its classes (circle, square, triangle)'),
         (lambda c: c.pop('categories'), "is not in COCO's format: it has no list of categories"),
-        (lambda c: c.pop('annotations'), "is not in COCO's format: it has no list of annotations"),
+        (lambda c: c.pop('annotations'), 'the data set of train_dataloader is empty'),
         (lambda c: c.update(annotations={}), "is not in COCO's format: it has no list of annotations"),
         (lambda c: c['categories'].pop(), 'lacks 1 of the 3 classes of the data set: triangle. It has: circle, square'),
         (lambda c: c['annotations'][1].update(bbox=[1, 2, 3]), 'bbox of annotation 2 is [1, 2, 3]. It must be four'),
@@ -306,6 +306,18 @@ def test_images_without_objects_beside_others(config, data, edit, said):
 def test_set_without_annotations_for_a_test(config, edit, said):
     edit(lambda c: c.pop('annotations'), 'val')
     assert len(read(config, ('test_dataloader',))['test_dataloader']) == 4
+    assert not said
+
+
+def test_unlabelled_images_beside_others(config, data, edit, said):
+    """As MMDetection's semi-supervised recipes have them: a file without annotations, in training."""
+    content = edit(lambda c: None)
+    content.pop('annotations')
+    (data / 'annotations' / 'unlabelled.json').write_text(json.dumps(content))
+    one = config.train_dataloader.dataset
+    two = {**one, 'ann_file': 'annotations/unlabelled.json', 'filter_cfg': {'filter_empty_gt': False}}
+    config.train_dataloader.dataset = {'type': 'ConcatDataset', 'datasets': [one, two]}
+    assert len(read(config)['train_dataloader']) == 16 + len(DATASETS.build(one))
     assert not said
 
 

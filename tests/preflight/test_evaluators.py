@@ -41,6 +41,17 @@ def test_file_that_ends_an_evaluation(config, edit, change, words):
         check(config)
 
 
+def test_file_that_ends_an_evaluation_of_joined_sets(config, edit):
+    """Wrappers around the data set, or a reader of its own, hide nothing of the evaluator's file."""
+    config.val_dataloader.dataset = {'type': 'ConcatDataset', 'datasets': [config.val_dataloader.dataset]}
+    check(config)
+    edit(pop('iscrowd'), 'val')
+    with pytest.raises(PreflightError, match='iscrowd of annotation'):
+        check(config)
+    with pytest.raises(PreflightError, match='iscrowd of annotation'):
+        check_evaluator(config, 'val', None, CocoFiles())
+
+
 def test_file_of_another_set(config, data, edit):
     content = edit(lambda c: None, 'val')
     for image in content['images']:

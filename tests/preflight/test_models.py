@@ -11,8 +11,8 @@ from mmgrc.preflight import (
     PreflightError,
     build_model,
     check_checkpoint,
-    check_hooks,
     check_optimizer,
+    check_parts,
     check_resume,
     check_weights,
     check_work_dir,
@@ -127,15 +127,22 @@ def test_optimizer_state_of_another_optimizer(config, checkpoint, tmp_path, opti
         check_resume(config, str(checkpoint), str(tmp_path), check_optimizer(config, model))
 
 
-def test_hooks(config):
-    check_hooks(config)
-    config.default_hooks.grc_monitor.intervall = 3
-    with pytest.raises(PreflightError, match=r"grc_monitor: GRCMonitorHook has no argument 'intervall'"):
-        check_hooks(config)
-    config.default_hooks.grc_monitor.pop('intervall')
-    config.default_hooks.chekpoint = {'interval': 5}
-    with pytest.raises(PreflightError, match=r'chekpoint has no type. Did you mean default_hooks.checkpoint'):
-        check_hooks(config)
+@pytest.mark.parametrize(
+    ('key', 'value', 'words'),
+    [
+        ('default_hooks.grc_monitor.intervall', 3, r"grc_monitor: GRCMonitorHook has no argument 'intervall'"),
+        ('default_hooks.chekpoint', {'interval': 5}, r'chekpoint has no type. Did you mean default_hooks.checkpoint'),
+        ('custom_hooks', [{'type': 'EMAHok'}], r"custom_hooks.0: there is no type 'EMAHok'. Did you mean EMAHook"),
+        ('param_scheduler.0.ende', 3, r"param_scheduler.0: LinearLR has no argument 'ende'"),
+        ('param_scheduler.1.type', 'CosineLR', r"param_scheduler.1: there is no type 'CosineLR'"),
+        ('train_cfg.max_epoch', 3, r"train_cfg: EpochBasedTrainLoop has no argument 'max_epoch'"),
+    ],
+)
+def test_parts_that_cannot_be_made(config, key, value, words):
+    check_parts(config)
+    config.merge_from_dict({key: value})
+    with pytest.raises(PreflightError, match=words):
+        check_parts(config)
 
 
 # Weights to start from.

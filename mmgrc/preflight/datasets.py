@@ -432,6 +432,11 @@ def _require_objects(dataset: Dataset | None, sets: _Sets) -> None:
 
 def _build_loader(config: dict, dataset: Dataset | None, loader: str) -> None:
     """Build a loader as the run will, without starting it."""
+    if config.get('persistent_workers') and not config.get('num_workers'):
+        raise PreflightError(
+            f'{loader}: num_workers={config.get("num_workers", 0)} with persistent_workers=True cannot work. Add to '
+            f'--cfg-options: {loader}.persistent_workers=False'
+        )
     config = dict(config)
     if dataset is None:
         config = {k: v for k, v in config.items() if k not in ('batch_sampler', 'num_batch_per_epoch')}
@@ -440,9 +445,8 @@ def _build_loader(config: dict, dataset: Dataset | None, loader: str) -> None:
         # The builder copies its config, and would copy each annotation.
         dataset.__deepcopy__ = lambda _: dataset
         config['dataset'] = dataset
-    if config.get('persistent_workers') and not config.get('num_workers'):
-        raise PreflightError(
-            f'{loader}: num_workers={config.get("num_workers", 0)} with persistent_workers=True cannot work. Add to '
-            f'--cfg-options: {loader}.persistent_workers=False'
-        )
-    _call(lambda: Runner.build_dataloader(config, seed=0), f'{loader} cannot be built')
+    try:
+        _call(lambda: Runner.build_dataloader(config, seed=0), f'{loader} cannot be built')
+    finally:
+        # Of itself it would be a cycle, and stay in memory.
+        vars(config['dataset']).pop('__deepcopy__', None)

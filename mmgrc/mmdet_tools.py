@@ -66,7 +66,7 @@ def _check_train(args: Namespace, config: Config) -> None:
     model = build_model(config)
     optimizer = check_optimizer(config, model, args.amp, args.auto_scale_lr)
     if args.resume is not None:
-        args.resume = check_resume(config, args.resume, _work_dir(args, config), optimizer)
+        args.resume = check_resume(config, args.resume, _work_dir(args, config), optimizer, model)
     check_weights(config, model)
     check_parts(config)
 

@@ -236,7 +236,9 @@ def _what_changed(saved: dict, epoch: dict[str, int]) -> str:
         # Written by a version that did not say; its count can be wrong.
         done, batches = saved['batches_done'], epoch['batches']
         return '' if 0 <= done <= batches else f'{done} batches done of an epoch that has {batches} now'
-    return ', '.join(f'{name}: {then[name]}, now {epoch[name]}' for name in then if then[name] != epoch.get(name))
+    # A training by iterations has no epochs to describe.
+    differing = [name for name in epoch if then.get(name) != epoch[name]]
+    return ', '.join(f'{name}: {then.get(name, "unknown")}, now {epoch[name]}' for name in differing)
 
 
 def _sampler(loader: DataLoader) -> Sampler:

@@ -21,7 +21,7 @@ from ..config import CONFIG_DIR, config_path
 from ..datasets.coco_file import first
 from .error import PreflightError
 
-__all__ = ['class_arguments', 'find_class', 'load_config', 'unused_options']
+__all__ = ['BUILDER_ARGUMENTS', 'class_arguments', 'find_class', 'load_config', 'unused_options']
 
 _RUNNER = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
 # What MMEngine's Runner and MMDetection's tools read of a config beside the Runner's arguments.
@@ -31,9 +31,12 @@ _READ = _RUNNER | {
 }
 _LOADER = {*inspect.signature(DataLoader.__init__).parameters, 'num_batch_per_epoch', 'disable_subprocess_warning'}
 _ANYWHERE = {'type', '_delete_', '_scope_'}
-_BUILDERS = {
+# What MMEngine's builders take out of an entry before its class is made.
+BUILDER_ARGUMENTS = {
     'optim_wrapper': {'optimizer', 'paramwise_cfg', 'constructor'},
     'param_scheduler': {'convert_to_iter_based'},
+    'default_hooks': {'priority'},
+    'custom_hooks': {'priority'},
 }
 # How like two names are of which one may be the other misspelt, from 0 to 1.
 _LIKE = 0.85
@@ -150,7 +153,7 @@ def _arguments(config: Mapping, path: list[str]) -> set[str] | None:
         return _LOADER
     default = {'type': 'OptimWrapper'} if path == ['optim_wrapper'] else {}
     names = class_arguments({**default, **config})
-    return names and names | (_BUILDERS.get(path[0], set()) if len(path) < 3 else set())
+    return names and names | (BUILDER_ARGUMENTS.get(path[0], set()) if len(path) < 3 else set())
 
 
 def class_arguments(config: Mapping) -> set[str] | None:

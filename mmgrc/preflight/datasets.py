@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
@@ -34,6 +34,7 @@ __all__ = [
     'read_datasets',
 ]
 
+_T = TypeVar('_T')
 # So many images of a file are opened, evenly over it: a fault of all images is seen, and COCO's check takes a second.
 _HEADERS = 2000
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
@@ -144,15 +145,13 @@ class _Sets(NamedTuple):
     files: CocoFiles
     read: list[BaseDataset]
     """Those that are plain COCO."""
-    unread: list[dict]
-    """Configs of those that have a reader of their own."""
     warnings: list[str]
     objects: list[int]
     """How many objects MMDetection found in each."""
 
 
 class _StandIn(Dataset):
-    """In the place of a data set that is not read before the run."""
+    """Stands in for a data set that is not read before the run."""
 
     def __len__(self) -> int:
         return 1
@@ -181,7 +180,7 @@ def read_datasets(config: Config, loaders: Sequence[str], files: CocoFiles) -> d
     for loader in loaders:
         if not config.get(loader):
             continue
-        sets = _Sets(loader, files, [], [], [], [])
+        sets = _Sets(loader, files, [], [], [])
         datasets[loader] = _build(config[loader]['dataset'], config, sets)
         for warning in sets.warnings:
             print_log(warning, logger='current', level=logging.WARNING)
@@ -206,7 +205,7 @@ def _build(config: dict, whole: Config, sets: _Sets) -> Dataset | None:
     )
 
 
-def _call(function, message: str):
+def _call(function: Callable[[], _T], message: str) -> _T:
     try:
         return function()
     except Exception as error:
@@ -219,14 +218,12 @@ def _read(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
     kind = config.get('type')
     kind = DATASETS.get(kind) if isinstance(kind, str) else kind
     if not (isinstance(kind, type) and _reads_plain_coco(kind)):
-        sets.unread.append(config)
         return None
     dataset = _call(
         lambda: DATASETS.build({**config, 'lazy_init': True}), f'the data set of {sets.loader} cannot be built'
     )
     backend = (dataset.backend_args or {}).get('backend', 'local')
     if not dataset.ann_file or '://' in dataset.ann_file or backend != 'local':
-        sets.unread.append(config)
         return None
     path, classes = dataset.ann_file, _classes(dataset, sets.loader)
     coco = sets.files.read(path)
@@ -235,7 +232,7 @@ def _read(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
     masks = _loads_masks(dataset) and sets.loader.startswith('train')
     if masks:
         try:
-            require_masks(path, coco.dataset, dataset_category_ids(coco, classes))
+            require_masks(path, coco.dataset, coco.get_cat_ids(cat_names=classes))
         except ValueError as error:
             raise PreflightError(str(error)) from error
     # MMDetection's own reader, on the file as it was read already.
@@ -256,11 +253,6 @@ def _read(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
 def _reads_plain_coco(kind: type) -> bool:
     own = ('load_data_list', 'parse_data_info')
     return issubclass(kind, CocoDataset) and all(getattr(kind, name) is getattr(CocoDataset, name) for name in own)
-
-
-def dataset_category_ids(coco: COCO, classes: Sequence[str]) -> list:
-    """Ids of the categories that a data set of these classes takes."""
-    return coco.get_cat_ids(cat_names=classes)
 
 
 def _classes(dataset: BaseDataset, loader: str) -> Sequence[str]:
@@ -419,9 +411,8 @@ def _require_objects(dataset: Dataset | None, sets: _Sets) -> None:
     Raises:
         PreflightError: There is none.
     """
-    if sets.unread or not sets.loader.startswith('train'):
-        return
-    if dataset is not None and len(dataset) and any(sets.objects):
+    # One with a reader of its own may have objects.
+    if dataset is None or not sets.loader.startswith('train') or (len(dataset) and any(sets.objects)):
         return
     files = first(list(dict.fromkeys(one.ann_file for one in sets.read)), 3)
     raise PreflightError(

@@ -23,7 +23,7 @@ from ..checkpoint import last_good_checkpoint, read_checkpoint
 from ..datasets.coco_file import first
 from ..models.cache import CachedBackbone
 from ..models.convert import checkpoint_state
-from .configs import class_arguments, find_class
+from .configs import BUILDER_ARGUMENTS, class_arguments, find_class
 from .datasets import dataset_configs, is_first_of_machine
 from .error import PreflightError
 from .quiet import quiet
@@ -200,13 +200,13 @@ def check_parts(config: Config) -> None:
     schedulers = config.get('param_scheduler') or []
     schedulers = schedulers if isinstance(schedulers, list | tuple) else [schedulers]
     parts = {f'param_scheduler.{number}': scheduler for number, scheduler in enumerate(schedulers)}
-    _check_arguments(hooks, HOOKS, {'priority'})
-    _check_arguments(parts, PARAM_SCHEDULERS, {'convert_to_iter_based'})
+    _check_arguments(hooks, HOOKS)
+    _check_arguments(parts, PARAM_SCHEDULERS)
     if 'type' in (config.get('train_cfg') or {}):
-        _check_arguments({'train_cfg': config.train_cfg}, LOOPS, set())
+        _check_arguments({'train_cfg': config.train_cfg}, LOOPS)
 
 
-def _check_arguments(parts: Mapping[str, object], registry: Registry, more: set[str]) -> None:
+def _check_arguments(parts: Mapping[str, object], registry: Registry) -> None:
     for name, part in parts.items():
         if not isinstance(part, dict):
             continue
@@ -221,15 +221,20 @@ def _check_arguments(parts: Mapping[str, object], registry: Registry, more: set[
             near = difflib.get_close_matches(part['type'], names, n=3)
             meant = f' Did you mean {" or ".join(near)}?' if near else ''
             raise PreflightError(f'{name}: there is no type {part["type"]!r}.{meant}')
-        allowed = class_arguments(part)
+        allowed, more = class_arguments(part), BUILDER_ARGUMENTS.get(name.split('.')[0], set())
         if unknown := sorted(set(part) - more - allowed if allowed is not None else ()):
             raise PreflightError(
                 f'{name}: {part["type"]} has no argument {unknown[0]!r}. It takes: {first(sorted(allowed), 20)}'
             )
 
 
-def check_checkpoint(config: Config, path: str) -> dict | None:
+def check_checkpoint(config: Config, path: str, model: nn.Module | None = None) -> dict | None:
     """Check that a checkpoint holds just the model of a config.
+
+    Args:
+        config: The whole config.
+        path: The checkpoint.
+        model: The model of the config, where it was built already.
 
     Returns:
         What it holds; None where it has an address, and is read later.
@@ -246,7 +251,7 @@ def check_checkpoint(config: Config, path: str) -> dict | None:
     except ValueError as error:
         raise PreflightError(str(error)) from error
     state = checkpoint_state(checkpoint)
-    own = build_model(config).state_dict()
+    own = (build_model(config) if model is None else model).state_dict()
     problems = {
         'are missing in it': [key for key in own if key not in state],
         'have no place in the model': [key for key in state if key not in own],
@@ -284,7 +289,13 @@ def _other_classes(config: Config, checkpoint: dict) -> str:
     return f' It was trained on {sets[0]}; the data here has {sets[1]}.'
 
 
-def check_resume(config: Config, resume: str, work_dir: str, optimizer: OptimWrapper | None = None) -> str:
+def check_resume(
+    config: Config,
+    resume: str,
+    work_dir: str,
+    optimizer: OptimWrapper | None = None,
+    model: nn.Module | None = None,
+) -> str:
     """Choose and check the checkpoint that a training goes on from.
 
     Args:
@@ -292,6 +303,7 @@ def check_resume(config: Config, resume: str, work_dir: str, optimizer: OptimWra
         resume: A path, or ``'auto'`` for the last one of the work dir.
         work_dir: The work dir.
         optimizer: That of the config, which must be able to take over the checkpoint's state.
+        model: See :func:`check_checkpoint`.
 
     Returns:
         The path where the last one had to be skipped for an older one; otherwise ``resume``.
@@ -318,7 +330,7 @@ def check_resume(config: Config, resume: str, work_dir: str, optimizer: OptimWra
         if path != named:
             print_log(f'--resume: going on from {path}', logger='current', level=logging.WARNING)
             resume = path
-    checkpoint = check_checkpoint(config, path)
+    checkpoint = check_checkpoint(config, path, model)
     lacking = [key for key in ('meta', 'optimizer', 'message_hub') if checkpoint is not None and key not in checkpoint]
     if lacking:
         raise PreflightError(

@@ -74,6 +74,7 @@ def test_option_that_nothing_reads(shapes_config, option, words):
         'optim_wrapper.optimizer.betas',
         'optim_wrapper.accumulative_counts',
         'default_hooks.checkpoint.max_keep_ckpts',
+        'default_hooks.grc_monitor.priority',
         'default_hooks.early_stopping.type',
         'train_dataloader.prefetch_factor',
         'train_dataloader.batch_sampler',

@@ -72,14 +72,14 @@ class _Field(NamedTuple):
 # What MMDetection's reader and COCO's evaluation take as given.
 _REQUIRED = {
     'images': (
-        _Field('id', _is_id, 'a whole number, or a text'),
+        _Field('id', _is_id, 'a whole number, or a string'),
         _Field('file_name', _is_name, 'the name of a file'),
         _Field('width', _is_size, 'a number above 0'),
         _Field('height', _is_size, 'a number above 0'),
     ),
     'categories': (
-        _Field('id', _is_id, 'a whole number, or a text'),
-        _Field('name', _is_name, 'a text'),
+        _Field('id', _is_id, 'a whole number, or a string'),
+        _Field('name', _is_name, 'a string that is not empty'),
     ),
     'annotations': (
         _Field('id', _is_whole, 'a whole number'),
@@ -271,5 +271,5 @@ def _is_polygon(polygon: Sequence) -> bool:
 
 
 def first(values: Sequence, shown: int = _SHOWN) -> str:
-    """The first values as a text, with an ellipsis where there are more."""
+    """The first values as a string, with an ellipsis where there are more."""
     return ', '.join(map(str, values[:shown])) + (', ...' if len(values) > shown else '')

@@ -17,7 +17,7 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
-from mmengine.registry import init_default_scope
+from mmengine.registry import Registry, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
@@ -31,7 +31,9 @@ __all__ = [
     'dataset_configs',
     'head_classes',
     'is_first_of_machine',
+    'is_local',
     'read_datasets',
+    'registered_class',
 ]
 
 _T = TypeVar('_T')
@@ -54,6 +56,18 @@ def dataset_configs(config: Mapping) -> Iterator[dict]:
             yield from dataset_configs(inner)
     else:
         yield config
+
+
+def is_local(path: str, backend_args: Mapping | None) -> bool:
+    """Whether a file is on this machine, and not behind one of MMEngine's other backends."""
+    return '://' not in path and (backend_args or {}).get('backend', 'local') == 'local'
+
+
+def registered_class(config: Mapping, registry: Registry) -> type | None:
+    """The class that a dictionary names as its ``type``; None where a registry has none of that name."""
+    kind = config.get('type')
+    kind = registry.get(kind) if isinstance(kind, str) else kind
+    return kind if isinstance(kind, type) else None
 
 
 def check_datasets(config: Config, loaders: Sequence[str]) -> None:
@@ -215,15 +229,13 @@ def _call(function: Callable[[], _T], message: str) -> _T:
 
 def _read(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
     """A data set in COCO's format, read by MMDetection and compared with its file."""
-    kind = config.get('type')
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
-    if not (isinstance(kind, type) and _reads_plain_coco(kind)):
+    kind = registered_class(config, DATASETS)
+    if kind is None or not _reads_plain_coco(kind):
         return None
     dataset = _call(
         lambda: DATASETS.build({**config, 'lazy_init': True}), f'the data set of {sets.loader} cannot be built'
     )
-    backend = (dataset.backend_args or {}).get('backend', 'local')
-    if not dataset.ann_file or '://' in dataset.ann_file or backend != 'local':
+    if not dataset.ann_file or not is_local(dataset.ann_file, dataset.backend_args):
         return None
     path, classes = dataset.ann_file, _classes(dataset, sets.loader)
     coco = sets.files.read(path)
@@ -259,8 +271,8 @@ def _classes(dataset: BaseDataset, loader: str) -> Sequence[str]:
     classes = dataset.metainfo.get('classes')
     if isinstance(classes, str):
         raise PreflightError(
-            f'metainfo.classes={classes!r} of the data set of {loader} is a text, whose letters would be the classes. '
-            f'Write a tuple, with a comma: classes=({classes!r},)'
+            f'metainfo.classes={classes!r} of the data set of {loader} is a string, whose letters would be the '
+            f'classes. Write a tuple, with a comma: classes=({classes!r},)'
         )
     if not isinstance(classes, Sequence) or not classes or not all(isinstance(name, str) for name in classes):
         raise PreflightError(

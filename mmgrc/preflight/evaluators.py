@@ -19,7 +19,7 @@ from mmengine.structures import InstanceData
 from torch.utils.data import Dataset
 
 from ..datasets.coco_file import first, require_crowd
-from .datasets import CocoFiles, head_classes
+from .datasets import CocoFiles, head_classes, is_local, registered_class
 from .error import PreflightError
 from .quiet import quiet
 
@@ -79,14 +79,9 @@ def _metrics(settings: object) -> Iterator[Mapping]:
 
 def _check_file(config: Config, metric: Mapping, name: str, dataset: Dataset | None, files: CocoFiles) -> None:
     """Compare the file of COCO's metric with the data set that it evaluates."""
-    path, kind = metric.get('ann_file'), metric.get('type')
-    kind = METRICS.get(kind) if isinstance(kind, str) else kind
-    plain = (
-        isinstance(kind, type) and issubclass(kind, CocoMetric) and kind.compute_metrics is CocoMetric.compute_metrics
-    )
-    if not plain or not path or '://' in path:
-        return
-    if (metric.get('backend_args') or {}).get('backend', 'local') != 'local':
+    path, kind = metric.get('ann_file'), registered_class(metric, METRICS)
+    plain = kind is not None and issubclass(kind, CocoMetric) and kind.compute_metrics is CocoMetric.compute_metrics
+    if not plain or not path or not is_local(path, metric.get('backend_args')):
         return
     coco, problems = files.read(path), []
     if hasattr(dataset, 'get_data_info'):
@@ -124,7 +119,8 @@ def _compare(config: Config, coco: COCO, dataset: Dataset, name: str, files: Coc
     if unknown := sorted(ids - coco.imgs.keys(), key=str):
         raise PreflightError(
             f'{name} reads {path}, which lacks {len(unknown)} of the {len(ids)} images that it is to evaluate (ids '
-            f'{first(unknown)}): it is the file of another data set. Set {name}.ann_file to {_file_of(dataset)}'
+            f'{first(unknown)}): it is the file of another data set. Set {name}.ann_file to '
+            f'{getattr(dataset, "ann_file", "that of the data set")}'
         )
     for head, value in head_classes(config.model):
         if isinstance(value, int) and value > len(classes):
@@ -140,10 +136,6 @@ def _compare(config: Config, coco: COCO, dataset: Dataset, name: str, files: Coc
     return problems
 
 
-def _file_of(dataset: Dataset) -> str:
-    return getattr(dataset, 'ann_file', 'that of the data set')
-
-
 def _try(evaluator: Evaluator, metrics: Sequence[CocoMetric], dataset: Dataset, name: str) -> None:
     """Evaluate what is made up of the truth: boxes and masks of a few images.
 
@@ -151,15 +143,17 @@ def _try(evaluator: Evaluator, metrics: Sequence[CocoMetric], dataset: Dataset, 
         PreflightError: An image cannot be loaded, or the evaluation fails.
     """
     samples = []
-    for index in np.unique(np.linspace(0, len(dataset) - 1, _TRIED).round().astype(int)):
-        path = dataset.get_data_info(int(index)).get('img_path')
+    masks = any('segm' in metric.metrics for metric in metrics)
+    for index in np.unique(np.linspace(0, len(dataset) - 1, _TRIED).round().astype(int)).tolist():
+        info = dataset.get_data_info(index)
         try:
-            sample = dataset[int(index)]['data_samples']
+            sample = dataset[index]['data_samples']
         except Exception as error:
             # Whatever a transform raises.
-            raise PreflightError(f'the image {path} cannot be used: {type(error).__name__}: {error}') from error
-        masks = any('segm' in metric.metrics for metric in metrics)
-        sample.pred_instances = _made_up(sample, dataset.get_data_info(int(index)).get('instances', []), masks)
+            raise PreflightError(
+                f'the image {info.get("img_path")} cannot be used: {type(error).__name__}: {error}'
+            ) from error
+        sample.pred_instances = _made_up(sample, info.get('instances', []), masks)
         samples.append(sample)
     evaluator.metrics = list(metrics)
     evaluator.dataset_meta = dataset.metainfo

@@ -24,7 +24,7 @@ from ..datasets.coco_file import first
 from ..models.cache import CachedBackbone
 from ..models.convert import checkpoint_state
 from .configs import BUILDER_ARGUMENTS, class_arguments, find_class
-from .datasets import dataset_configs, is_first_of_machine
+from .datasets import dataset_configs, is_first_of_machine, registered_class
 from .error import PreflightError
 from .quiet import quiet
 
@@ -279,8 +279,8 @@ def _other_classes(config: Config, checkpoint: dict) -> str:
     if not trained or not loader:
         return ''
     dataset = next(dataset_configs(loader['dataset']))
-    kind = DATASETS.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
-    if not (isinstance(kind, type) and issubclass(kind, CocoDataset)):
+    kind = registered_class(dataset, DATASETS)
+    if kind is None or not issubclass(kind, CocoDataset):
         return ''
     classes = kind._load_metainfo(dataset.get('metainfo')).get('classes')
     if isinstance(classes, str) or not classes or tuple(classes) == tuple(trained):

@@ -201,7 +201,7 @@ def test_two_categories_of_one_name(config, edit, said, root_first, works):
 @pytest.mark.parametrize(
     ('classes', 'words'),
     [
-        ('circle', r"metainfo.classes='circle' .* is a text.*classes=\('circle',\)"),
+        ('circle', r"metainfo.classes='circle' .* is a string, whose letters.*classes=\('circle',\)"),
         ((), r'metainfo.classes=.*give a tuple of names'),
         ((1, 2), r'metainfo.classes=.*give a tuple of names'),
         (('circle', 'circle'), r"names 'circle' twice"),

@@ -15,7 +15,8 @@ __all__ = ['__version__']
 if 'mmgrc.check_env' not in sys.orig_argv:
     check_stack()
 
-    from . import engine, models  # noqa: F401
+    from . import engine  # noqa: F401
+    from .models import backbones  # noqa: F401
     from .checkpoint import allow_mmengine_checkpoints
     from .config import register_config_prefix
 

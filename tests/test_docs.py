@@ -11,7 +11,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmgrc.models.grc import GRCConfig
+from mmgrc.models import GRCConfig
 from mmgrc.stack import REQUIREMENTS
 from tests.conftest import REPOSITORY
 

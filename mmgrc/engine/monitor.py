@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmgrc.models.cache import CachedBackbone
+from mmgrc.models.backbones import CachedBackbone
 from mmgrc.models.grc import GRC
 
 __all__ = ['GRCMonitorHook']

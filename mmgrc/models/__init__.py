@@ -1,6 +1,18 @@
-"""GRC backbones for MMDetection."""
+"""GRC attention on torch alone, and the backbones of MMDetection that have it.
 
-from .grc_pvt import GRCPyramidVisionTransformer, GRCPyramidVisionTransformerV2
-from .grc_swin import GRCSwinTransformer
+The backbones are imported where they are asked for, since they need MMDetection.
+"""
 
-__all__ = ['GRCPyramidVisionTransformer', 'GRCPyramidVisionTransformerV2', 'GRCSwinTransformer']
+from importlib import import_module
+
+from .grc import GRC
+from .options import GRCConfig
+
+_BACKBONES = ('GRCPyramidVisionTransformer', 'GRCPyramidVisionTransformerV2', 'GRCSwinTransformer')
+__all__ = ['GRC', 'GRCConfig', *_BACKBONES]
+
+
+def __getattr__(name: str) -> object:
+    if name in _BACKBONES:
+        return getattr(import_module('.backbones', __name__), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -16,7 +16,8 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .grc import GRC, make_resampling
+from .grc import GRC
+from .resampling import make_resampling
 
 __all__ = [
     'LoadReport',
@@ -220,7 +221,7 @@ def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = 
     loading a second time gives the same weights.
 
     Args:
-        backbone: A :class:`~mmgrc.models.cache.CachedBackbone`.
+        backbone: A :class:`~mmgrc.models.backbones.CachedBackbone`.
         state: The tensors to load; those that change are replaced, none is written to.
         prefix: What their keys have before the backbone's.
     """
@@ -311,7 +312,7 @@ def resize_caches(checkpoint: Mapping, old: nn.Module, new: nn.Module) -> tuple[
     """Resample the caches of a checkpoint to the sizes that another config of the same model gives them.
 
     A cell of the new grid is the mean of the old cells below it, each by the area that they share, as in the summary of
-    the tokens (:class:`~mmgrc.models.grc.Resampling`).
+    the tokens (:class:`~mmgrc.models.resampling.Resampling`).
 
     Args:
         checkpoint: See :func:`checkpoint_state`.

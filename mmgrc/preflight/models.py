@@ -21,7 +21,7 @@ from torch import nn
 
 from ..checkpoint import last_good_checkpoint, read_checkpoint
 from ..datasets.coco_file import first
-from ..models.cache import CachedBackbone
+from ..models.backbones import CachedBackbone
 from ..models.convert import checkpoint_state
 from .configs import BUILDER_ARGUMENTS, class_arguments, find_class
 from .datasets import dataset_configs, is_first_of_machine, registered_class

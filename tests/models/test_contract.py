@@ -45,7 +45,7 @@ def test_graph_of_a_step_never_sees_its_commit(family, monkeypatch):
     backbone = build(family)
     backbone(torch.randn(2, 3, 64, 64))
     other = copy.deepcopy(backbone)
-    monkeypatch.setattr(other, '_commit', lambda proposals: None)
+    monkeypatch.setattr(other, 'commit', lambda step: None)
     x = torch.randn(2, 3, 64, 96)
     for model in (backbone, other):
         loss(model(x)).backward()
@@ -217,7 +217,7 @@ def test_checkpointing_serves_frozen_stages():
 @family
 def test_nonfinite_step_is_not_stored_and_said_once(family, monkeypatch):
     said = []
-    monkeypatch.setattr('mmgrc.models.cache.print_log', lambda message, **_: said.append(message))
+    monkeypatch.setattr('mmgrc.models.backbones.cached.print_log', lambda message, **_: said.append(message))
     backbone = build(family)
     x = torch.randn(2, 3, 64, 64)
     backbone(x)
@@ -236,7 +236,7 @@ def test_nonfinite_step_is_not_stored_and_said_once(family, monkeypatch):
 @family
 def test_layer_with_the_nonfinite_value_is_named(family, monkeypatch):
     said = []
-    monkeypatch.setattr('mmgrc.models.cache.print_log', lambda message, **_: said.append(message))
+    monkeypatch.setattr('mmgrc.models.backbones.cached.print_log', lambda message, **_: said.append(message))
     backbone = build(family)
     before = caches(backbone)
     name = list(before)[2]

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import mmgrc.models.grc as grc_module
-from mmgrc.models.grc import GRC, GRCConfig, make_resampling, valid_extent
+from mmgrc.models.grc import GRC
+from mmgrc.models.options import GRCConfig
+from mmgrc.models.resampling import make_resampling, valid_extent
 from tests.models import reference
 
 VARIANTS = ['code', 'paper']

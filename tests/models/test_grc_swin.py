@@ -5,7 +5,7 @@ import torch
 from mmdet.models.backbones import SwinTransformer
 from mmengine.registry import MODELS
 
-from mmgrc.models.grc import make_resampling
+from mmgrc.models.resampling import make_resampling
 from tests.models import reference
 
 NAME = 'GRCSwinTransformer'

@@ -31,7 +31,7 @@ class Detector(nn.Module):
 @pytest.fixture
 def said(monkeypatch):
     messages = []
-    monkeypatch.setattr('mmgrc.models.cache.print_log', lambda message, **_: messages.append(message))
+    monkeypatch.setattr('mmgrc.models.backbones.cached.print_log', lambda message, **_: messages.append(message))
     return messages
 
 

@@ -1,4 +1,4 @@
-"""Linear layers on the fastest kernel that PyTorch has for them on the CPU."""
+"""Linear layers on the fastest matrix product that PyTorch has for them on the CPU. Plain: ``nn.Linear``."""
 
 from __future__ import annotations
 
@@ -6,24 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ['Linear', 'is_eager_float32', 'linear', 'prefers_onednn', 'replace_linear_layers']
+from .mode import is_fast, onednn_is_faster
+
+__all__ = ['Linear', 'is_fast_float32', 'linear', 'prefers_onednn', 'replace_linear_layers']
 
 _MIN_ROWS = 1024
 """Below, a convolution takes as long as a matrix product."""
-_ONEDNN_IS_WIDER = torch.backends.cpu.get_cpu_capability() == 'AVX512'
-"""Whether oneDNN is faster than MKL, which on an AMD stays at the rate of AVX2: 500 against 230 GFLOP/s on a Zen 5.
-Without AVX-512 MKL is ahead: 161 against 144 on a Zen 3."""
 
 
-def prefers_onednn(x: Tensor) -> bool:
-    """Whether the product of tokens ``x`` (..., D_in) with a matrix is faster as a convolution."""
-    return _ONEDNN_IS_WIDER and is_eager_float32(x) and x.numel() >= _MIN_ROWS * x.shape[-1]
-
-
-def is_eager_float32(x: Tensor) -> bool:
-    """Whether ``x`` is computed with in float32 on the CPU, with oneDNN at hand, and not for a compiled graph."""
+def is_fast_float32(x: Tensor) -> bool:
+    """Whether ``x`` is computed with in float32 by fast operations on the CPU, with oneDNN at hand."""
     return (
-        not torch.compiler.is_compiling()
+        is_fast()
         and x.device.type == 'cpu'
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled('cpu')
@@ -31,11 +25,15 @@ def is_eager_float32(x: Tensor) -> bool:
     )
 
 
+def prefers_onednn(x: Tensor) -> bool:
+    """Whether the product of tokens ``x`` (..., D_in) with a matrix is faster as a convolution."""
+    return onednn_is_faster() and is_fast_float32(x) and x.numel() >= _MIN_ROWS * x.shape[-1]
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As :func:`torch.nn.functional.linear`, which for float32 on the CPU is MKL's matrix product.
 
-    A 1x1 convolution of the tokens, seen as a channels-last map, is the same sum on oneDNN, and nothing is copied. With
-    AVX-512 on an AMD it is twice as fast. A graph that is compiled or exported gets the plain layer.
+    A 1x1 convolution of the tokens, seen as a channels-last map, is the same sum on oneDNN, and nothing is copied.
 
     Args:
         x: (..., D_in).
@@ -64,7 +62,7 @@ class Linear(nn.Linear):
 
 
 def replace_linear_layers(module: nn.Module) -> None:
-    """Put a :class:`Linear` with the same parameters in the place of each linear layer below ``module``."""
+    """Replace each linear layer below ``module`` by a :class:`Linear` with the same parameters."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             layer = Linear(child.in_features, child.out_features, child.bias is not None, device='meta')

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from mmdet.models import layers
 from torch import nn
 
-from mmgrc.models.patches import PatchEmbed, PatchMerging, convolve_patches
+from mmgrc.models.layers.patches import PatchEmbed, PatchMerging
+from mmgrc.models.ops.convolution import convolve_patches
 
 
 def assert_same_gradients(inputs, grad, *runs):

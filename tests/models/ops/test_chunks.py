@@ -1,21 +1,19 @@
-"""Chunks change neither outputs nor gradients, and hold no wide map."""
+"""Chunks change neither outputs nor gradients, and store no wide map."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmgrc.models import chunks, linear
-from mmgrc.models.attention import _attend
-from mmgrc.models.chunks import in_chunks
+from mmgrc.models.ops import use_ops
+from mmgrc.models.ops.chunks import in_chunks
 
 
-@pytest.fixture(autouse=True, params=[True, False], ids=['avx512', 'avx2'])
-def wide(request, monkeypatch):
-    """What is chosen with AVX-512 and without, whatever this machine has."""
-    monkeypatch.setattr(chunks, '_RECOMPUTES', request.param)
-    monkeypatch.setattr(linear, '_ONEDNN_IS_WIDER', request.param)
-    return request.param
+@pytest.fixture(autouse=True, params=['fast-onednn', 'fast-mkl'])
+def mode(request):
+    """Both matrix products, whatever this machine prefers."""
+    with use_ops(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize('recompute', [True, False])
@@ -63,9 +61,9 @@ def test_dropout_is_the_same_in_the_backward_pass():
 
 
 @pytest.mark.parametrize('recompute', [True, False])
-def test_holds_no_wide_map(recompute, wide):
+def test_stores_no_wide_map(recompute, mode):
     """What the graph keeps: the tokens; or the map that ``then`` begins with, but none of its own."""
-    least, most = (20000 * 8,) * 2 if wide and recompute else (20000 * 128, 20000 * (8 + 128))
+    least, most = (20000 * 8,) * 2 if mode == 'fast-onednn' and recompute else (20000 * 128, 20000 * (8 + 128))
     x, weight = torch.randn(1, 20000, 8, requires_grad=True), torch.randn(128, 8, requires_grad=True)
     held = {}
 
@@ -86,21 +84,3 @@ def test_holds_no_wide_map(recompute, wide):
     exact = x.detach().double().requires_grad_()
     F.gelu(F.linear(exact, weight.double())).square().sum().backward()
     torch.testing.assert_close(x.grad, exact.grad.float(), rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize(('tokens', 'batch'), [(3000, 1), (3000, 2), (50, 1)])
-def test_attention_equals_pytorchs(tokens, batch):
-    torch.manual_seed(0)
-    heads, keys, channels = 2, 70, 32
-    query, key, value = (torch.randn(batch, heads, n, channels) for n in (tokens, keys, keys))
-    grad = torch.randn(batch, tokens, heads * channels)
-    results = []
-    for dtype in (torch.float32, torch.float64):
-        q, k, v = (tensor.to(dtype).requires_grad_() for tensor in (query, key, value))
-        if dtype == torch.float32:
-            out = _attend(q.transpose(1, 2).flatten(2), k, v)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        results.append([out.detach(), *torch.autograd.grad(out, (q, k, v), grad.to(dtype))])
-    for ours, exact in zip(*results, strict=True):
-        torch.testing.assert_close(ours, exact.float(), rtol=1e-4, atol=2e-5)

@@ -5,7 +5,7 @@ import torch
 from mmengine.registry import MODELS
 from torch.nn.functional import conv2d
 
-from mmgrc.models.grc import make_resampling
+from mmgrc.models.resampling import make_resampling
 from tests.models.backbones import SMALL, assert_same, build, loss
 
 family = pytest.mark.parametrize('family', ['pvt', 'pvtv2', 'swin'])

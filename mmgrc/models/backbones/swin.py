@@ -12,40 +12,17 @@ from mmengine.registry import MODELS
 from mmengine.utils import to_2tuple
 from torch import Tensor
 
-from .attention import FFN, ShiftWindowMSA
-from .cache import CachedBackbone, CachedBlock
-from .convert import convert_swin
-from .grc import GRC, GRCConfig, Resampling
-from .patches import PatchEmbed, PatchMerging
+from ..convert import convert_swin
+from ..layers.patches import PatchEmbed, PatchMerging
+from ..layers.swin import SwinBlock
+from ..ops.folding import FoldedGRC
+from ..options import GRCConfig
+from .cached import CachedBackbone
 
 __all__ = ['GRCSwinTransformer']
 
 # The paper pools the caches of the first two stages by 4 and 2: grids of 14, 14, 14 and 7 at 224.
 _CACHE_POOLING = (4, 2, 1, 1)
-
-
-class SwinBlock(CachedBlock):
-    """A block of Swin on fused kernels.
-
-    Args:
-        stock: The block of MMDetection whose submodules and ``with_cp`` are adopted.
-        grc: The memory of its attention. None: the stock computation.
-    """
-
-    def __init__(self, stock: swin.SwinBlock, grc: GRC | None = None) -> None:
-        super().__init__(stock.with_cp)
-        self.norm1 = stock.norm1
-        self.attn = ShiftWindowMSA(stock.attn, grc)
-        self.norm2 = stock.norm2
-        self.ffn = FFN(stock.ffn)
-
-    def _attend(
-        self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
-    ) -> tuple[Tensor, Tensor | None]:
-        return self.attn(self.norm1(x), hw_shape, x, cache, resampling)
-
-    def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        return self.ffn(x, self.norm2)
 
 
 @MODELS.register_module()
@@ -60,7 +37,7 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
 
     Args:
         pretrain_img_size: Image size that position embeddings and default caches are made for.
-        grc: Options of the memory, the fields of :class:`~mmgrc.models.grc.GRCConfig`. None: a memory in each stage,
+        grc: Options of the memory, the fields of :class:`~mmgrc.models.options.GRCConfig`. None: a memory in each stage,
             with the cache at the stage's grid for ``pretrain_img_size``, pooled by 4 and 2 in the first two.
         kwargs: The other arguments of the stock backbone. With ``frozen_stages`` the caches of the frozen stages
             stay as they are, too.
@@ -88,8 +65,8 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
         self.patch_embed = PatchEmbed(self.patch_embed)
         for number, stage in enumerate(self.stages):
             for index, block in enumerate(stage.blocks):
-                branch = _make_branch(block.attn.w_msa, options, number) if number in options.stages else None
-                stage.blocks[index] = SwinBlock(block, branch)
+                grc_layer = _make_layer(block.attn.w_msa, options, number) if number in options.stages else None
+                stage.blocks[index] = SwinBlock(block, grc_layer)
             if stage.downsample and PatchMerging.fits(stage.downsample):
                 stage.downsample = PatchMerging(stage.downsample)
         self.init_caches(options)
@@ -137,10 +114,9 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
         return F.interpolate(grid, size=hw_shape, mode='bicubic').flatten(2).transpose(1, 2)
 
 
-def _make_branch(attn: swin.WindowMSA, options: GRCConfig, stage: int) -> GRC:
-    return GRC.for_stage(
-        options,
-        stage,
+def _make_layer(attn: swin.WindowMSA, options: GRCConfig, stage: int) -> FoldedGRC:
+    return FoldedGRC(
+        **options.of_stage(stage),
         embed_dims=attn.embed_dims,
         num_heads=attn.num_heads,
         qkv_bias=attn.qkv.bias is not None,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmgrc.models.convolution import convolve_tokens
+from mmgrc.models.ops.convolution import convolve_tokens
 
 
 @pytest.mark.parametrize('bias', [True, False])

@@ -11,38 +11,14 @@ from mmengine.registry import MODELS
 from mmengine.utils import to_2tuple
 from torch import Tensor
 
-from .attention import MixFFN, SpatialReductionAttention
-from .cache import CachedBackbone, CachedBlock
-from .convert import convert_pvt
-from .grc import GRC, GRCConfig, Resampling
-from .patches import PatchEmbed
+from ..convert import convert_pvt
+from ..layers.patches import PatchEmbed
+from ..layers.pvt import PVTEncoderLayer
+from ..ops.folding import FoldedGRC
+from ..options import GRCConfig
+from .cached import CachedBackbone
 
 __all__ = ['GRCPyramidVisionTransformer', 'GRCPyramidVisionTransformerV2']
-
-
-class PVTEncoderLayer(CachedBlock):
-    """A block of PVT on fused kernels.
-
-    Args:
-        stock: The block of MMDetection whose submodules are adopted.
-        grc: The memory of its attention. None: the stock computation.
-        with_cp: See :class:`~mmgrc.models.cache.CachedBlock`.
-    """
-
-    def __init__(self, stock: pvt.PVTEncoderLayer, grc: GRC | None = None, with_cp: bool = False) -> None:
-        super().__init__(with_cp)
-        self.norm1 = stock.norm1
-        self.attn = SpatialReductionAttention(stock.attn, grc)
-        self.norm2 = stock.norm2
-        self.ffn = MixFFN(stock.ffn)
-
-    def _attend(
-        self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
-    ) -> tuple[Tensor, Tensor | None]:
-        return self.attn(self.norm1(x), hw_shape, x, cache, resampling)
-
-    def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        return self.ffn(x, self.norm2, hw_shape)
 
 
 @MODELS.register_module()
@@ -56,7 +32,7 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
 
     Args:
         pretrain_img_size: Image size that the position embeddings and the default caches are made for.
-        grc: Options of the memory, the fields of :class:`~mmgrc.models.grc.GRCConfig`. None: a memory in each stage,
+        grc: Options of the memory, the fields of :class:`~mmgrc.models.options.GRCConfig`. None: a memory in each stage,
             with the cache at the stage's grid for an image of ``pretrain_img_size``.
         with_cp: Whether to checkpoint the blocks: less memory in training, for a second forward. Stock PVT lacks it.
         kwargs: The other arguments of the stock backbone.
@@ -90,8 +66,8 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
                     # Stock has NumPy integers there, which exporters take for values that depend on the data.
                     block.pos_shape = tuple(map(int, block.pos_shape))
                 if isinstance(block, pvt.PVTEncoderLayer):
-                    branch = _make_branch(block.attn, options, stage) if stage in options.stages else None
-                    blocks[index] = PVTEncoderLayer(block, branch, with_cp)
+                    grc_layer = _make_layer(block.attn, options, stage) if stage in options.stages else None
+                    blocks[index] = PVTEncoderLayer(block, grc_layer, with_cp)
         self.init_caches(options)
 
     def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -126,10 +102,9 @@ class GRCPyramidVisionTransformerV2(GRCPyramidVisionTransformer, pvt.PyramidVisi
     """
 
 
-def _make_branch(attn: pvt.SpatialReductionAttention, options: GRCConfig, stage: int) -> GRC:
-    return GRC.for_stage(
-        options,
-        stage,
+def _make_layer(attn: pvt.SpatialReductionAttention, options: GRCConfig, stage: int) -> FoldedGRC:
+    return FoldedGRC(
+        **options.of_stage(stage),
         embed_dims=attn.embed_dims,
         num_heads=attn.num_heads,
         sr_ratio=attn.sr_ratio,

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmgrc.models.fused_attention import _count_parts, attend
+from mmgrc.models.ops import use_ops
+from mmgrc.models.ops.attention import _count_parts, attend, attend_tokens
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +50,26 @@ def test_a_single_head_is_split_for_gradients_alone(threads, gradients, batch):
         attend(query, key, key)
     calls = [event for event in profile.events() if event.name == 'aten::scaled_dot_product_attention']
     assert [call.input_shapes[0][0] for call in calls] == [batch]
+
+
+@pytest.mark.parametrize(('tokens', 'batch'), [(3000, 1), (3000, 2), (50, 1)])
+@pytest.mark.parametrize('mode', ['fast-onednn', 'fast-mkl'])
+def test_queries_of_tokens(tokens, batch, mode):
+    torch.manual_seed(0)
+    heads, keys, channels = 2, 70, 32
+    x, weight, bias = torch.randn(batch, tokens, 64), torch.randn(64, 64) / 8, torch.randn(64)
+    key, value = (torch.randn(batch, heads, keys, channels) for _ in range(2))
+    grad = torch.randn(batch, tokens, heads * channels)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in (x, weight, bias, key, value)]
+        with use_ops(mode):
+            if dtype == torch.float32:
+                out = attend_tokens(*leaves)
+            else:
+                query = F.linear(*leaves[:3]).unflatten(2, (heads, channels)).transpose(1, 2)
+                out = F.scaled_dot_product_attention(query, *leaves[3:]).transpose(1, 2).flatten(2)
+            results.append([out.detach(), *torch.autograd.grad(out, leaves, grad.to(dtype))])
+    for ours, exact in zip(*results, strict=True):
+        scale = max(1.0, float(exact.abs().max()))
+        torch.testing.assert_close(ours, exact.float(), rtol=1e-4, atol=2e-5 * scale)

@@ -4,15 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmgrc.models import linear as module
-from mmgrc.models.linear import linear
+from mmgrc.models.ops import use_ops
+from mmgrc.models.ops.linear import linear
 
 
-@pytest.fixture(autouse=True, params=[True, False], ids=['onednn', 'mkl'])
-def wide(request, monkeypatch):
-    """Both paths, whatever this machine prefers."""
-    monkeypatch.setattr(module, '_ONEDNN_IS_WIDER', request.param)
-    return request.param
+@pytest.fixture(autouse=True, params=['fast-onednn', 'fast-mkl'])
+def mode(request):
+    """Both matrix products, whatever this machine prefers."""
+    with use_ops(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize('bias', [True, False])
@@ -31,7 +31,7 @@ def test_equals_pytorch(shape, bias):
         torch.testing.assert_close(ours, exact.float(), rtol=1e-5, atol=1e-3 if ours.shape[-1:] == (24,) else 1e-4)
 
 
-def test_which_kernel_runs(wide):
+def test_which_kernel_runs(mode):
     """A convolution for many rows of float32 on a CPU where that is faster; the plain layer for all else."""
 
     def operators(x, weight):
@@ -41,7 +41,7 @@ def test_which_kernel_runs(wide):
 
     many, few = torch.randn(4000, 16), torch.randn(10, 16)
     weight = torch.randn(8, 16)
-    assert ('aten::conv2d' if wide else 'aten::linear') in operators(many, weight)
+    assert ('aten::conv2d' if mode == 'fast-onednn' else 'aten::linear') in operators(many, weight)
     assert 'aten::linear' in operators(few, weight)
     assert 'aten::linear' in operators(many.double(), weight.double())
     with torch.autocast('cpu', torch.bfloat16):

@@ -1,0 +1,130 @@
+"""What the GRC backbones share: their caches, and how their weights are loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from mmengine.logging import print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+from ..cache import CacheStep, commit, copy_caches
+from ..convert import LoadReport, load_converted, match_converted, start_silently
+from ..grc import GRC
+from ..ops.linear import replace_linear_layers
+from ..options import GRCConfig
+
+__all__ = ['CachedBackbone']
+
+
+class CachedBackbone(nn.Module):
+    """Mixin for backbones whose attention layers have a :class:`GRC` layer.
+
+    A backbone begins its forward with :meth:`begin_step`, runs its stages with :meth:`CacheStep.run`, and ends with
+    :meth:`commit`. In between nothing changes.
+    """
+
+    grc: GRCConfig
+    init_cfg: Mapping | None
+    convert_weights: bool
+    skipped_commits: int
+    """Training steps since the start of the process that were not stored, for a value that is not finite."""
+
+    def init_caches(self, grc: GRCConfig) -> None:
+        """Take the options, speed up the layers and make loading loud; called once, when all layers are in place."""
+        replace_linear_layers(self)
+        self.grc = grc
+        self.skipped_commits = 0
+        if grc.stages:
+            self.register_load_state_dict_post_hook(_warn_of_missing_layers)
+
+    def grc_layers(self) -> dict[str, GRC]:
+        """The GRC layers by their names in the backbone, in the order in which they run."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, GRC)}
+
+    def reset_caches(self) -> None:
+        """Empty every cache."""
+        for layer in self.grc_layers().values():
+            layer.cache.zero_()
+
+    def init_weights(self) -> None:
+        """Initialise from scratch, or from the checkpoint that ``init_cfg`` names, see :meth:`convert_state`.
+
+        The caches start empty either way.
+
+        Raises:
+            ValueError: No tensor of the checkpoint fits.
+        """
+        if self.init_cfg is None:
+            super().init_weights()
+            for layer in self.grc_layers().values():
+                layer.reset_parameters()
+        else:
+            weights = CheckpointLoader.load_checkpoint(self.init_cfg['checkpoint'], map_location='cpu')
+            load_converted(self, weights, self.convert_state if self.convert_weights else None, with_caches=False)
+
+    def match_weights(self, checkpoint: Mapping) -> LoadReport:
+        """What :meth:`init_weights` would take of a checkpoint; nothing is loaded.
+
+        Raises:
+            ValueError: No tensor of it fits, or one has another shape.
+        """
+        convert = self.convert_state if self.convert_weights else None
+        return match_converted(self, checkpoint, convert, with_caches=False)[1]
+
+    def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bring the state dict of other code to the keys and shapes of this backbone."""
+        raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # The loader's own copy, of which the layers below are loaded next: a change here never reaches the caller.
+        start_silently(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def begin_step(self, images: Tensor) -> CacheStep:
+        """Read the caches for a forward on ``images`` (B, C, H, W)."""
+        return CacheStep(self.grc, images, copy_caches(self.grc_layers().values()) if self.training else {})
+
+    def commit(self, step: CacheStep) -> None:
+        """Write the new caches of a step: in training mode only, since there are none in evaluation."""
+        if not step.new_caches:
+            return
+        skipped_for = commit(step.new_caches, self.grc.sync)
+        if skipped_for is None:
+            return
+        self.skipped_commits += 1
+        if self.skipped_commits == 1:
+            name = next(name for name, layer in self.grc_layers().items() if layer is skipped_for)
+            print_log(
+                f'{name}: the new cache has values that are not finite. The step is not stored and training goes on '
+                'with the caches as they were. This is said once.',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+
+def _warn_of_missing_layers(module: CachedBackbone, incompatible) -> None:
+    missing = [key for key in incompatible.missing_keys if '.grc.' in key]
+    unused = [key for key in incompatible.unexpected_keys if '.grc.' in key]
+    if not missing and not unused:
+        return
+    total = sum(len(layer.state_dict()) for layer in module.grc_layers().values())
+    caches = sum(key.endswith('.grc.cache') for key in missing)
+    message = (
+        f'{len(missing)} of the {total} GRC tensors of {type(module).__name__} are not in the checkpoint'
+        f'{_first_of(missing)}, {caches} caches among them: they keep the values that they have, and a new cache '
+        'is empty.'
+    )
+    if unused:
+        message += f' {len(unused)} GRC tensors of the checkpoint have no place in the model{_first_of(unused)}.'
+    print_log(
+        f'{message} Harmless where training starts from weights without GRC. Where a trained GRC model was meant, it '
+        'is wrong: use the checkpoint with the config that it was trained with; a copy lies in its work dir.',
+        logger='current',
+        level=logging.WARNING,
+    )
+
+
+def _first_of(keys: list[str]) -> str:
+    return f' ({keys[0]}{", ..." if len(keys) > 1 else ""})' if keys else ''

@@ -1,0 +1,37 @@
+"""Feed-forward layers of tokens, in chunks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+from ..ops.chunks import in_chunks
+from ..ops.linear import linear
+
+__all__ = ['run_in_chunks']
+
+
+def run_in_chunks(layers: Sequence[nn.Module], x: Tensor, width: int) -> Tensor:
+    """Run layers in sequence, each of which takes each token by itself.
+
+    Args:
+        layers: Norms, linear layers and activations, and 1x1 convolutions, which are run as linear layers.
+        x: (B, T, D), tokens.
+        width: Channels of the widest map between them.
+
+    Returns:
+        (B, T, D_out).
+    """
+    weightless = [number for number, layer in enumerate(layers) if not any(True for _ in layer.parameters())]
+    # The activation needs its input alone for the gradient, and gives the next layer's input once more.
+    activation = weightless[0] if weightless else len(layers)
+    first, then = (partial(_run, part) for part in (layers[:activation], layers[activation:]))
+    return in_chunks(first, [x], width=width, then=then)
+
+
+def _run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = linear(x, layer.weight.flatten(1), layer.bias) if isinstance(layer, nn.Conv2d) else layer(x)
+    return x

@@ -1,0 +1,141 @@
+"""The layers of a PVT block. Each adopts the submodules of its stock layer: construction, initialisation and
+state-dict keys stay MMDetection's, and only the computation is ours.
+"""
+
+from __future__ import annotations
+
+from mmdet.models.backbones import pvt
+from torch import Tensor, nn
+
+from ..cache import CachedBlock
+from ..grc import GRC
+from ..ops.attention import attend_tokens
+from ..ops.convolution import convolve_patches, convolve_tokens
+from ..ops.folding import project
+from ..ops.linear import linear
+from ..ops.residual import add_residual
+from ..resampling import Resampling
+from .feed_forward import run_in_chunks
+
+__all__ = ['MixFFN', 'PVTEncoderLayer', 'SpatialReductionAttention']
+
+
+class SpatialReductionAttention(nn.Module):
+    """PVT's attention without attention maps in memory, and with a cache where a GRC layer is given.
+
+    Args:
+        stock: The layer of MMDetection whose submodules are adopted.
+        grc: The memory of this layer. None: the stock computation.
+    """
+
+    output_projection = 'attn.out_proj'
+    """The name of the layer that makes ``O_self``."""
+
+    def __init__(self, stock: pvt.SpatialReductionAttention, grc: GRC | None = None) -> None:
+        super().__init__()
+        self.attn = stock.attn
+        self.proj_drop = stock.proj_drop
+        self.dropout_layer = stock.dropout_layer
+        self.sr_ratio = stock.sr_ratio
+        if self.sr_ratio > 1:
+            self.sr = stock.sr
+            self.norm = stock.norm
+        self.grc = grc
+
+    def forward(
+        self,
+        x: Tensor,
+        hw_shape: tuple[int, int],
+        identity: Tensor,
+        cache: Tensor | None = None,
+        resampling: Resampling | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend the tokens, and the cache where there is one.
+
+        Args:
+            x: (B, T, D), normed tokens.
+            hw_shape: Rows and columns of the tokens.
+            identity: (B, T, D), what the result is added to.
+            cache: (1, T_m, D_m), see :meth:`GRC.forward`.
+            resampling: See :meth:`GRC.forward`.
+
+        Returns:
+            (B, T, D), and the new cache, if any.
+        """
+        out, new_cache = project(self._attend_heads(x, hw_shape), self.attn.out_proj, self.proj_drop, self.grc), None
+        if self.grc is not None:
+            out, new_cache = self.grc(x, out, hw_shape, cache, resampling)
+        return add_residual(identity, out, self.dropout_layer), new_cache
+
+    def _attend_heads(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """What the heads give, (B, T, D), side by side."""
+        attn, dims = self.attn, self.attn.embed_dim
+        weight, bias = attn.in_proj_weight, attn.in_proj_bias
+        bias_q, bias_kv = (None, None) if bias is None else (bias[:dims], bias[dims:])
+        reduced = x
+        if self.sr_ratio > 1:
+            reduced, _ = convolve_patches(x.unflatten(1, hw_shape).permute(0, 3, 1, 2), self.sr)
+            reduced = self.norm(reduced)
+        # (B, K, 2 D) -> 2 x (B, heads, K, D / heads)
+        key_value = linear(reduced, weight[dims:], bias_kv).unflatten(2, (2, attn.num_heads, -1))
+        key, value = key_value.permute(2, 0, 3, 1, 4)
+        return attend_tokens(x, weight[:dims], bias_q, key, value, attn.dropout if self.training else 0.0)
+
+
+class MixFFN(nn.Module):
+    """PVT's feed-forward layer with its 1x1 convolutions as linear layers: tokens need no transposition.
+
+    Args:
+        stock: The layer of MMDetection whose submodules are adopted.
+    """
+
+    def __init__(self, stock: pvt.MixFFN) -> None:
+        super().__init__()
+        self.layers = stock.layers
+        self.dropout_layer = stock.dropout_layer
+
+    def forward(self, x: Tensor, norm: nn.Module, hw_shape: tuple[int, int]) -> Tensor:
+        """Feed the tokens forward.
+
+        Args:
+            x: (B, T, D), tokens; the result is added to them.
+            norm: The block's norm of them.
+            hw_shape: Rows and columns of the tokens.
+
+        Returns:
+            (B, T, D).
+        """
+        layers, out, width = [norm, *self.layers], x, self.layers[0].out_channels
+        for number, layer in enumerate(layers):
+            if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+                # PVTv2's depthwise convolution sees a token's neighbours.
+                out = run_in_chunks(layers[:number], out, width)
+                out = convolve_tokens(out, hw_shape, layer)
+                layers = layers[number + 1 :]
+                break
+        return add_residual(x, run_in_chunks(layers, out, width), self.dropout_layer)
+
+
+class PVTEncoderLayer(CachedBlock):
+    """A block of PVT.
+
+    Args:
+        stock: The block of MMDetection whose submodules are adopted.
+        grc: The memory of its attention. None: the stock computation.
+        with_cp: See :class:`~mmgrc.models.cache.CachedBlock`.
+    """
+
+    def __init__(self, stock: pvt.PVTEncoderLayer, grc: GRC | None = None, with_cp: bool = False) -> None:
+        super().__init__(with_cp)
+        self.norm1 = stock.norm1
+        self.attn = SpatialReductionAttention(stock.attn, grc)
+        self.norm2 = stock.norm2
+        self.ffn = MixFFN(stock.ffn)
+
+    def _attend(
+        self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.attn(self.norm1(x), hw_shape, x, cache, resampling)
+
+    def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        return self.ffn(x, self.norm2, hw_shape)

@@ -1,0 +1,160 @@
+"""The layers of a Swin block. Each adopts the submodules of its stock layer: construction, initialisation and
+state-dict keys stay MMDetection's, and only the computation is ours.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from mmdet.models.backbones import swin
+from torch import Tensor, nn
+
+from ..cache import CachedBlock
+from ..grc import GRC
+from ..ops import is_fast
+from ..ops.chunks import in_chunks
+from ..ops.folding import project
+from ..ops.residual import add_residual
+from ..ops.windows import make_windows
+from ..resampling import Resampling
+from .feed_forward import run_in_chunks
+
+__all__ = ['FFN', 'ShiftWindowMSA', 'SwinBlock']
+
+
+class FFN(nn.Module):
+    """Swin's feed-forward layer in chunks of the tokens.
+
+    Args:
+        stock: The layer of mmcv whose submodules are adopted.
+    """
+
+    def __init__(self, stock: swin.FFN) -> None:
+        super().__init__()
+        self.layers = stock.layers
+        self.dropout_layer = stock.dropout_layer
+
+    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """Feed the tokens forward.
+
+        Args:
+            x: (B, T, D), tokens; the result is added to them.
+            norm: The block's norm of them.
+
+        Returns:
+            (B, T, D).
+        """
+        layers = [norm, *self.layers[0], *self.layers[1:]]
+        return add_residual(x, run_in_chunks(layers, x, self.layers[0][0].out_features), self.dropout_layer)
+
+
+class ShiftWindowMSA(nn.Module):
+    """Swin's shifted-window attention on the fused kernel, and with a cache where a GRC layer is given.
+
+    The memory is of the whole map, not of a window: every token attends the one cache of its layer.
+
+    Args:
+        stock: The layer of MMDetection whose submodules are adopted.
+        grc: The memory of this layer. None: the stock computation.
+    """
+
+    output_projection = 'w_msa.proj'
+    """The name of the layer that makes ``O_self``."""
+
+    def __init__(self, stock: swin.ShiftWindowMSA, grc: GRC | None = None) -> None:
+        super().__init__()
+        self.window_size = stock.window_size
+        self.shift_size = stock.shift_size
+        self.w_msa = stock.w_msa
+        self.drop = stock.drop
+        self.grc = grc
+
+    def forward(
+        self,
+        x: Tensor,
+        hw_shape: tuple[int, int],
+        identity: Tensor,
+        cache: Tensor | None = None,
+        resampling: Resampling | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend the tokens in windows, and the cache where there is one.
+
+        Args:
+            x: (B, T, D), normed tokens.
+            hw_shape: Rows and columns of the tokens.
+            identity: (B, T, D), what the result is added to.
+            cache: (1, T_m, D_m), see :meth:`GRC.forward`.
+            resampling: See :meth:`GRC.forward`.
+
+        Returns:
+            (B, T, D), and the new cache, if any.
+        """
+        out, new_cache = project(self._attend_heads(x, hw_shape), self.w_msa.proj, self.w_msa.proj_drop, self.grc), None
+        if self.grc is not None:
+            out, new_cache = self.grc(x, out, hw_shape, cache, resampling)
+        return add_residual(identity, out, self.drop), new_cache
+
+    def _attend_heads(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """What the heads give in their windows, (B, T, D), side by side."""
+        msa = self.w_msa
+        windows = make_windows(hw_shape, self.window_size, self.shift_size, x.device)
+        tokens = [windows.partition(x)]
+        if self.shift_size:
+            tokens.append(windows.regions(x.device)[None, :, :, None].expand(len(x), -1, -1, -1))
+        bias = msa.relative_position_bias_table[msa.relative_position_index].permute(2, 0, 1)
+        widest = max(3 * x.shape[2], msa.num_heads * self.window_size**2)
+        return windows.merge(in_chunks(partial(self._attend_windows, bias), tokens, width=widest))
+
+    def _attend_windows(self, bias: Tensor, windows: Tensor, region: Tensor | None = None) -> Tensor:
+        """Attend within windows.
+
+        Args:
+            bias: (heads, N, N), of the relative positions.
+            windows: (B, n, N, D).
+            region: (B, n, N, 1), whole numbers: only tokens of the same region attend each other.
+
+        Returns:
+            (B, n, N, D), the heads side by side.
+        """
+        msa = self.w_msa
+        # (B n, N, 3 D) -> 3 x (B n, heads, N, D / heads)
+        qkv = msa.qkv(windows.flatten(0, 1)).unflatten(2, (3, msa.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        bias = bias[None].to(query.dtype)
+        if region is not None:
+            region = region.flatten(0, 1)
+            bias = bias + ((region != region.mT).to(query.dtype) * -100)[:, None]
+        if is_fast() and query.device.type == 'cpu' and torch.is_grad_enabled() and bias.requires_grad:
+            # The fused kernel for the CPU has no gradient of a bias; what PyTorch does instead is slower than this.
+            attention = (query * msa.scale @ key.mT + bias).softmax(dim=3)
+            out = msa.attn_drop(attention) @ value
+        else:
+            dropout = msa.attn_drop.p if self.training else 0.0
+            out = F.scaled_dot_product_attention(query, key, value, bias, dropout, scale=msa.scale)
+        return out.transpose(1, 2).flatten(2).unflatten(0, windows.shape[:2])
+
+
+class SwinBlock(CachedBlock):
+    """A block of Swin.
+
+    Args:
+        stock: The block of MMDetection whose submodules and ``with_cp`` are adopted.
+        grc: The memory of its attention. None: the stock computation.
+    """
+
+    def __init__(self, stock: swin.SwinBlock, grc: GRC | None = None) -> None:
+        super().__init__(stock.with_cp)
+        self.norm1 = stock.norm1
+        self.attn = ShiftWindowMSA(stock.attn, grc)
+        self.norm2 = stock.norm2
+        self.ffn = FFN(stock.ffn)
+
+    def _attend(
+        self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.attn(self.norm1(x), hw_shape, x, cache, resampling)
+
+    def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        return self.ffn(x, self.norm2)

@@ -1,0 +1,8 @@
+"""The same numbers, faster: what the layers compute on a CPU in the place of PyTorch's own operations.
+
+Each module names its plain form. :func:`use_ops` and the environment variable ``MMGRC_OPS`` choose between the two.
+"""
+
+from .mode import MODES, describe_ops, is_fast, ops_mode, use_ops
+
+__all__ = ['MODES', 'describe_ops', 'is_fast', 'ops_mode', 'use_ops']

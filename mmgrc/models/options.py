@@ -1,0 +1,172 @@
+"""The options of the memory, as users write them in a config, and their checks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ['GRCConfig', 'cache_channels', 'checked_choice', 'default_lambda']
+
+VARIANTS = ('code', 'paper')
+STARTS = ('random', 'silent')
+# Stock weights are divided by 1 - σ(λ), of which float32 soon has no digit left above this.
+MAX_SILENT_LAMBDA = 10
+
+
+@dataclass(frozen=True)
+class GRCConfig:
+    """The ``grc`` argument of a backbone, checked.
+
+    Args:
+        stages: Zero-based stages whose attentions get a memory. None of them: the stock backbone.
+        cache_ratio: ``r`` of the paper, in (0, 1]: the share of the channels that the cache holds.
+        cache_sizes: Rows and columns of the cache, an entry for each stage of the backbone.
+        variant: ``'code'``, as the authors' published module computes; ``'paper'``, as the paper's equations say.
+        lambda_init: First value of the mixing logit λ. None: -1 for ``'code'``, 0 for ``'paper'``.
+        pos_conv: Whether to add a 3x3 grouped convolution of the tokens on their grid.
+        sync: Whether ranks average their caches at each training step.
+        start: How a fresh memory starts where stock weights are loaded beside it. ``'random'``: with its random weights,
+            which change what the stock layer computes. ``'silent'``: so that it changes nothing at first, see
+            :func:`~mmgrc.models.convert.start_silently`. Training from scratch is the same with both.
+    """
+
+    stages: tuple[int, ...] = (0, 1, 2, 3)
+    cache_ratio: float = 0.5
+    cache_sizes: tuple[tuple[int, int], ...] | None = None
+    variant: str = 'code'
+    lambda_init: float | None = None
+    pos_conv: bool = True
+    sync: bool = True
+    start: str = 'random'
+
+    @classmethod
+    def parse(
+        cls, options: Mapping | None, num_stages: int, default_cache_sizes: Sequence[int | tuple[int, int]]
+    ) -> GRCConfig:
+        """Check the user's options and fill in the defaults.
+
+        Args:
+            options: The ``grc`` dictionary of a config; None stands for an empty one.
+            num_stages: How many stages the backbone has.
+            default_cache_sizes: Cache grids of the stages, where ``options`` has none.
+
+        Returns:
+            The options, with ``cache_sizes`` and ``lambda_init`` set.
+
+        Raises:
+            ValueError: An option is unknown or has a bad value. The message names it and says what is allowed.
+        """
+        options = dict(options or {})
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(set(options) - set(known)):
+            raise ValueError(f'grc has no option {unknown[0]!r}; allowed: {", ".join(known)}')
+
+        stages = options.get('stages', tuple(range(num_stages)))
+        if not _is_sequence(stages) or any(not _is_int(s) or not 0 <= s < num_stages for s in stages):
+            raise ValueError(f'grc.stages={stages!r}: give a sequence of stages from 0 to {num_stages - 1}, or ()')
+        if len(set(stages)) != len(stages):
+            raise ValueError(f'grc.stages={stages!r}: a stage stands there twice')
+
+        ratio = options.get('cache_ratio', cls.cache_ratio)
+        if not _is_number(ratio) or not 0 < ratio <= 1:
+            raise ValueError(f'grc.cache_ratio={ratio!r}: give a number above 0 and at most 1')
+
+        sizes = options.get('cache_sizes')
+        sizes = default_cache_sizes if sizes is None else sizes
+        if not _is_sequence(sizes) or len(sizes) != num_stages:
+            raise ValueError(
+                f'grc.cache_sizes={sizes!r}: give {num_stages} entries, one for each stage of the backbone, each a '
+                'number of rows and columns, or a pair (rows, columns)'
+            )
+        pairs = tuple((size, size) if _is_int(size) else tuple(size) if _is_sequence(size) else () for size in sizes)
+        if any(len(pair) != 2 or not all(_is_int(n) and n > 0 for n in pair) for pair in pairs):
+            raise ValueError(
+                f'grc.cache_sizes={sizes!r}: each entry must be a whole number above 0, or a pair of such numbers'
+            )
+
+        variant = checked_choice('variant', options.get('variant', cls.variant), VARIANTS)
+        start = checked_choice('start', options.get('start', cls.start), STARTS)
+
+        lambda_init = options.get('lambda_init')
+        if lambda_init is None:
+            lambda_init = default_lambda(variant)
+        if not _is_number(lambda_init) or not -100 <= lambda_init <= 100:
+            raise ValueError(f'grc.lambda_init={lambda_init!r}: give a number from -100 to 100, or None')
+        if start == 'silent' and lambda_init > MAX_SILENT_LAMBDA:
+            raise ValueError(
+                f"grc.lambda_init={lambda_init!r}: with grc.start='silent' give a number up to {MAX_SILENT_LAMBDA}, or "
+                'None; above it the mix leaves too little of self-attention'
+            )
+
+        for name in ('pos_conv', 'sync'):
+            if not isinstance(options.get(name, True), bool):
+                raise ValueError(f'grc.{name}={options[name]!r}: give True or False')
+
+        return cls(
+            stages=tuple(sorted(stages)),
+            cache_ratio=float(ratio),
+            cache_sizes=pairs,
+            variant=variant,
+            lambda_init=float(lambda_init),
+            pos_conv=options.get('pos_conv', cls.pos_conv),
+            sync=options.get('sync', cls.sync),
+            start=start,
+        )
+
+    def of_stage(self, stage: int) -> dict:
+        """The arguments of a :class:`~mmgrc.models.grc.GRC` layer that are options of a stage."""
+        return {
+            'cache_size': self.cache_sizes[stage],
+            'cache_ratio': self.cache_ratio,
+            'variant': self.variant,
+            'lambda_init': self.lambda_init,
+            'pos_conv': self.pos_conv,
+        }
+
+
+def checked_choice(name: str, value: str, allowed: Sequence[str]) -> str:
+    """``value``, the option ``name``.
+
+    Raises:
+        ValueError: It is none of those that are allowed.
+    """
+    if value not in allowed:
+        raise ValueError(f'grc.{name}={value!r}: allowed are {" and ".join(map(repr, allowed))}')
+    return value
+
+
+def default_lambda(variant: str) -> float:
+    """The first value of λ that the published code, or the paper, has."""
+    return -1.0 if variant == 'code' else 0.0
+
+
+def cache_channels(embed_dims: int, num_heads: int, cache_ratio: float, pos_conv: bool) -> int:
+    """``D_m = r D``, the channels of a layer's cache.
+
+    Raises:
+        ValueError: They are no whole number for each head, or do not divide ``D`` evenly where the positional
+            convolution needs groups. The message lists the ratios that work.
+    """
+    dims = round(embed_dims * cache_ratio)
+    if dims < 1 or dims % num_heads or (pos_conv and embed_dims % dims):
+        allowed = [
+            n / embed_dims for n in range(num_heads, embed_dims + 1, num_heads) if not pos_conv or embed_dims % n == 0
+        ]
+        raise ValueError(
+            f'grc.cache_ratio={cache_ratio:g} does not split the {embed_dims} channels of a layer with {num_heads} '
+            f'heads evenly; allowed: {", ".join(f"{ratio:g}" for ratio in allowed)}'
+        )
+    return dims
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_sequence(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

@@ -16,9 +16,9 @@ if 'mmgrc.check_env' not in sys.orig_argv:
     check_stack()
 
     from . import engine  # noqa: F401
-    from .models import backbones  # noqa: F401
     from .checkpoint import allow_mmengine_checkpoints
     from .config import register_config_prefix
+    from .models import backbones  # noqa: F401
 
     allow_mmengine_checkpoints()
     register_config_prefix()

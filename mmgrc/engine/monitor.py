@@ -66,13 +66,15 @@ class GRCMonitorHook(Hook):
         """Keep the caches as they are, and watch the gates of the coming forward, where the iteration is logged."""
         if not self._layers or not self.every_n_train_iters(runner, self.interval):
             return
-        self._before = {name: branch.cache.clone() for name, branch in self._layers.items()}
+        self._before = {name: layer.cache.clone() for name, layer in self._layers.items()}
         self._handles = [
-            branch.register_forward_hook(partial(self._watch_gates, name)) for name, branch in self._layers.items()
+            layer.register_forward_hook(partial(self._watch_gates, name)) for name, layer in self._layers.items()
         ]
 
-    def _watch_gates(self, name: str, branch: GRC, args: tuple, output: tuple) -> None:
-        update, reset = branch.gates(*args)
+    def _watch_gates(self, name: str, layer: GRC, args: tuple, output: tuple) -> None:
+        x, attn_out, hw_shape, cache, resampling = args
+        with torch.no_grad():
+            update, reset = layer.gates(cache, layer.summarize(x, attn_out, hw_shape, resampling))
         self._gates[name] = (update.mean(), reset.mean())
 
     def after_train_iter(
@@ -84,10 +86,10 @@ class GRCMonitorHook(Hook):
         for handle in self._handles:
             handle.remove()
         records = {}
-        for name, branch in self._layers.items():
-            rms = branch.cache.square().mean().sqrt()
-            change = (branch.cache - self._before[name]).square().mean().sqrt()
-            records[f'grc_sigma_lambda/{name}'] = branch.lam.detach().sigmoid().mean()
+        for name, layer in self._layers.items():
+            rms = layer.cache.square().mean().sqrt()
+            change = (layer.cache - self._before[name]).square().mean().sqrt()
+            records[f'grc_sigma_lambda/{name}'] = layer.lam.detach().sigmoid().mean()
             # A compiled model does not call hooks: it has no gates to log.
             if name in self._gates:
                 records[f'grc_update_gate/{name}'], records[f'grc_reset_gate/{name}'] = self._gates[name]
@@ -105,7 +107,7 @@ class GRCMonitorHook(Hook):
     def _rank_drift(self) -> dict[str, Tensor]:
         if get_world_size() == 1:
             return {}
-        caches = [branch.cache.flatten() for branch in self._layers.values()]
+        caches = [layer.cache.flatten() for layer in self._layers.values()]
         largest, smallest = torch.cat(caches), torch.cat(caches)
         all_reduce(largest, 'max')
         all_reduce(smallest, 'min')

@@ -208,12 +208,12 @@ def load_converted(
 
 @torch.no_grad()
 def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = '') -> None:
-    """Let fresh branches change nothing beside the stock weights that are about to be loaded.
+    """Let fresh memories change nothing beside the stock weights that are about to be loaded.
 
     Done with ``grc.start='silent'``, for each attention layer whose stock output projection is in ``state`` and whose
-    branch has nothing there: the last layers of the branch become zero, and the output projection in ``state`` is
+    memory has nothing there: the last layers of the memory become zero, and the output projection in ``state`` is
     divided, head by head, by the share 1 - σ(λ) that the mix leaves of it. The layer then computes what the stock layer
-    does, in training too, with λ as published and neither a new key nor more to compute. All of the branch learns: λ
+    does, in training too, with λ as published and neither a new key nor more to compute. All of the memory learns: λ
     and the layers that are zero from the first step, what feeds them from the second.
 
     A small σ(λ) instead would only come near the stock function, would leave the positional convolution as it is, and
@@ -227,8 +227,8 @@ def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = 
     """
     if backbone.grc.start != 'silent':
         return
-    branches, silent = backbone.grc_layers(), 0
-    for name, branch in branches.items():
+    layers, silent = backbone.grc_layers(), 0
+    for name, grc in layers.items():
         attention = name.removesuffix('.grc')
         projection = f'{attention}.{backbone.get_submodule(attention).output_projection}'
         layer = backbone.get_submodule(projection)
@@ -237,18 +237,32 @@ def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = 
         stock = all(key in state and state[key].shape == value.shape for key, value in own.items())
         if not stock or any(key.startswith(f'{prefix}{name}.') for key in state):
             continue
-        share = branch.silence()
+        share = _silence(grc)
         for key, value in own.items():
             # In the model's precision, whatever the checkpoint's; each row of a weight makes a channel.
             state[key] = (state[key].to(value).t() / share).t()
         silent += 1
     if silent:
         print_log(
-            f'{type(backbone).__name__}: {silent} of {len(branches)} memories start silent: beside the stock weights '
+            f'{type(backbone).__name__}: {silent} of {len(layers)} memories start silent: beside the stock weights '
             'they change nothing until they have learned',
             logger='current',
             level=logging.INFO,
         )
+
+
+@torch.no_grad()
+def _silence(layer: GRC) -> Tensor:
+    """Let a layer add nothing to the mix: the last weights of its two parts become zero.
+
+    Returns:
+        (D,), the share 1 - σ(λ) that the mix still leaves of each channel of ``O_self``.
+    """
+    for last in (layer.mem_attn.proj, layer.pos_conv):
+        if last is not None:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+    return (1 - layer.lam.sigmoid()).repeat_interleave(layer.embed_dims // layer.num_heads)
 
 
 def pvt_config(state: Mapping[str, Tensor]) -> dict:
@@ -328,7 +342,7 @@ def resize_caches(checkpoint: Mapping, old: nn.Module, new: nn.Module) -> tuple[
     state = checkpoint_state(checkpoint)
     _require_fit(state, old, 'the old config')
     old_sizes, new_sizes = (
-        {f'{name}.cache': branch.cache_size for name, branch in model.named_modules() if isinstance(branch, GRC)}
+        {f'{name}.cache': layer.cache_size for name, layer in model.named_modules() if isinstance(layer, GRC)}
         for model in (old, new)
     )
     resized = [key for key, size in new_sizes.items() if old_sizes.get(key, size) != size]

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .buffer import CacheBuffer
 from .options import VARIANTS, cache_channels, checked_choice, default_lambda
 from .resampling import Resampling
 
-__all__ = ['GRC', 'MemoryAttention']
+__all__ = ['GRC', 'MemoryAttention', 'no_autocast']
 
 
 class MemoryAttention(nn.Module):
@@ -103,7 +104,7 @@ class MemoryAttention(nn.Module):
         return key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)
 
 
-class GRC(nn.Module):
+class GRC(CacheBuffer):
     """Gives one attention layer a memory (Eq. 3 to 5).
 
     The cache is a buffer of fixed size, zeros at the start, in float32 whatever the precision of the rest.
@@ -153,8 +154,7 @@ class GRC(nn.Module):
         self.mem_attn = MemoryAttention(dims, num_heads, self.cache_size, sr_ratio, qkv_bias, attn_drop, proj_drop)
         self.lam = nn.Parameter(torch.empty(num_heads))
         self.pos_conv = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=dims) if pos_conv else None
-        self.register_buffer('cache', torch.zeros(1, self.cache_size[0] * self.cache_size[1], dims))
-        self.cache: Tensor
+        self.register_cache(self.cache_size, dims)
         self.reset_parameters()
 
     def forward(
@@ -190,18 +190,18 @@ class GRC(nn.Module):
         """The summary X̄ (B, T_m, D_m) of the step's tokens, in the cache's precision."""
         tokens = attn_out if self.variant == 'code' else x
         dtype = torch.promote_types(tokens.dtype, torch.float32)
-        with _no_autocast(x.device):
+        with no_autocast(x.device):
             return resampling(tokens[..., : self.dims].to(dtype).unflatten(1, hw_shape))
 
     def gates(self, cache: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
         """The update gate z = σ(W_z [C, X̄]) and the reset gate g = σ(W_g [C, X̄]), (B, T_m, D_m) each (Eq. 3)."""
-        with _no_autocast(summary.device):
+        with no_autocast(summary.device):
             both = torch.cat([cache.to(summary.dtype).expand_as(summary), summary], dim=2)
             return torch.sigmoid(_run(self.update_gate, both)), torch.sigmoid(_run(self.reset_gate, both))
 
     def update(self, cache: Tensor, summary: Tensor) -> Tensor:
         """The updated cache C' = z C̃ + (1 - z) C of each image, (B, T_m, D_m) (Eq. 3)."""
-        with _no_autocast(summary.device):
+        with no_autocast(summary.device):
             cache = cache.to(summary.dtype).expand_as(summary)
             update, reset = self.gates(cache, summary)
             if self.candidate_norm is not None:
@@ -214,7 +214,7 @@ class GRC(nn.Module):
             return update * candidate + (1 - update) * cache
 
     def attend_and_mix(self, x: Tensor, attn_out: Tensor, hw_shape: tuple[int, int], memory: Tensor) -> Tensor:
-        """O^h = σ(λ^h) pad(O_mem^h) + (1 - σ(λ^h)) O_self^h for each head h (Eq. 4 and 5), plus the convolution of X."""
+        """O^h = σ(λ^h) pad(O_mem^h) + (1 - σ(λ^h)) O_self^h for each head h (Eq. 4, 5), plus the convolution of X."""
         o_mem, o_self = (out.unflatten(2, (self.num_heads, -1)) for out in (self.mem_attn(x, memory), attn_out))
         o_mem = F.pad(o_mem, (0, o_self.shape[3] - o_mem.shape[3]))
         sigma = self.lam.sigmoid().to(o_self.dtype)[:, None]
@@ -238,55 +238,20 @@ class GRC(nn.Module):
         nn.init.constant_(self.lam, self.lambda_init)
         self.cache.zero_()
 
-    @torch.no_grad()
-    def silence(self) -> Tensor:
-        """Let the layer add nothing to the mix: the last weights of its two parts become zero.
-
-        Returns:
-            (D,), the share 1 - σ(λ) that the mix still leaves of each channel of O_self.
-        """
-        for layer in (self.mem_attn.proj, self.pos_conv):
-            if layer is not None:
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
-        return (1 - self.lam.sigmoid()).repeat_interleave(self.embed_dims // self.num_heads)
-
     def extra_repr(self) -> str:
         return f'variant={self.variant!r}, cache={self.cache_size[0]}x{self.cache_size[1]}x{self.dims}'
-
-    def _apply(self, fn, recurse: bool = True) -> GRC:
-        """Keep the cache in float32 when the rest of the model moves to half precision."""
-        exact = self.cache
-        super()._apply(fn, recurse)
-        if self.cache.dtype in (torch.float16, torch.bfloat16):
-            self.cache = exact.to(self.cache.device)
-        return self
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Refuse a cache of another size, which lenient loaders only warn of.
-
-        Raises:
-            ValueError: The checkpoint's cache has another shape.
-        """
-        stored = state_dict.get(f'{prefix}cache')
-        if stored is not None and stored.shape != self.cache.shape:
-            raise ValueError(
-                f"{prefix}cache: the checkpoint's cache has the shape {tuple(stored.shape)}, the model's has "
-                f'{tuple(self.cache.shape)} ({self.cache_size[0]} x {self.cache_size[1]} tokens of {self.dims} '
-                'channels). Set grc.cache_sizes and grc.cache_ratio to what the checkpoint was trained with, or, where '
-                'grc.cache_sizes was changed on purpose, write a resized checkpoint with '
-                'tools/convert_checkpoint.py --resize-caches.'
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _run(layer: nn.Linear | nn.LayerNorm, x: Tensor) -> Tensor:
     """``layer(x)``, in the precision of ``x`` where the weights have less."""
     if layer.weight.dtype == x.dtype:
         return layer(x)
-    return torch.func.functional_call(layer, {name: value.to(x.dtype) for name, value in layer.named_parameters()}, (x,))
+    return torch.func.functional_call(
+        layer, {name: value.to(x.dtype) for name, value in layer.named_parameters()}, (x,)
+    )
 
 
-def _no_autocast(device: torch.device) -> AbstractContextManager:
+def no_autocast(device: torch.device) -> AbstractContextManager:
+    """The context in which operations keep the precision of their inputs."""
     # There is no autocast to leave on the meta device.
     return nullcontext() if device.type == 'meta' else torch.autocast(device.type, enabled=False)

@@ -26,7 +26,7 @@ class GRCConfig:
         lambda_init: First value of the mixing logit λ. None: -1 for ``'code'``, 0 for ``'paper'``.
         pos_conv: Whether to add a 3x3 grouped convolution of the tokens on their grid.
         sync: Whether ranks average their caches at each training step.
-        start: How a fresh memory starts where stock weights are loaded beside it. ``'random'``: with its random weights,
+        start: How a new memory starts where stock weights are loaded beside it. ``'random'``: with random weights,
             which change what the stock layer computes. ``'silent'``: so that it changes nothing at first, see
             :func:`~mmgrc.models.convert.start_silently`. Training from scratch is the same with both.
     """

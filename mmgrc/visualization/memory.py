@@ -10,11 +10,11 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import torch.nn.functional as F
 from mmdet.apis import inference_detector
 from torch import Tensor, nn
 
 from mmgrc.models.grc import GRC, MemoryAttention
+from mmgrc.models.ops import use_ops
 
 from .layers import Layer, number_layers
 
@@ -47,23 +47,29 @@ class MemoryView(NamedTuple):
 
 
 @contextmanager
-def _watch(branches: Sequence[GRC], views: dict[GRC, tuple]) -> Iterator[None]:
-    reads: dict[MemoryAttention, tuple[Tensor, ...]] = {}
+def _watch(layers: Sequence[GRC], seen: dict[GRC, tuple]) -> Iterator[None]:
+    """Keep what each layer mixes; with plain operations, whose parts are modules that hooks can be put on."""
+    memory_parts: dict[MemoryAttention, tuple[Tensor, Tensor]] = {}
 
-    def watch_memory(attention: MemoryAttention, args: tuple, output: Tensor) -> None:
-        x, read, memory, _, project_self = args
-        from_self = F.linear(read[0], *project_self)
-        cells = attention.attention(x, memory).mean(dim=(1, 2))[0]
-        reads[attention] = (from_self.norm(dim=1), (output[0] - from_self).norm(dim=1), cells * len(cells))
+    def watch_memory(attention: MemoryAttention, args: tuple, o_mem: Tensor) -> None:
+        cells = attention.attention_map(*args).mean(dim=(1, 2))[0]
+        memory_parts[attention] = (o_mem[0], cells * len(cells))
 
-    def watch_branch(branch: GRC, args: tuple, output: tuple) -> None:
-        _, _, _, hw_shape, cache, _ = args
-        views[branch] = (hw_shape, *reads[branch.mem_attn], cache)
+    def watch_layer(layer: GRC, args: tuple, output: tuple) -> None:
+        _, attn_out, hw_shape, cache, _ = args
+        o_mem, cells = memory_parts[layer.mem_attn]
+        sigma = layer.lam.sigmoid()[:, None]
+        from_self, from_memory = (
+            (share * part.unflatten(1, (layer.num_heads, -1))).flatten(1).norm(dim=1)
+            for share, part in ((1 - sigma, attn_out[0]), (sigma, o_mem))
+        )
+        seen[layer] = (hw_shape, from_self, from_memory, cells, cache)
 
-    handles = [branch.register_forward_hook(watch_branch) for branch in branches]
-    handles += [branch.mem_attn.register_forward_hook(watch_memory) for branch in branches]
+    handles = [layer.register_forward_hook(watch_layer) for layer in layers]
+    handles += [layer.mem_attn.register_forward_hook(watch_memory) for layer in layers]
     try:
-        yield
+        with use_ops('plain'):
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -83,30 +89,30 @@ def view_memory(model: nn.Module, image: np.ndarray) -> list[MemoryView]:
     Raises:
         ValueError: The model has no memory.
     """
-    branches = {name: module for name, module in model.named_modules() if isinstance(module, GRC)}
-    if not branches:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, GRC)}
+    if not layers:
         raise ValueError('the model has no layer with a memory (grc.stages is empty, or it is a stock backbone)')
     seen: dict[GRC, tuple] = {}
-    with _watch(list(branches.values()), seen):
+    with _watch(list(layers.values()), seen):
         sample = inference_detector(model, image)
     # Rows and columns of the image within the padded batch.
     shares = [valid / padded for valid, padded in zip(sample.img_shape, sample.batch_input_shape, strict=True)]
     views = []
-    for name, layer in number_layers(branches).items():
-        branch = branches[name]
-        hw_shape, from_self, from_memory, attended, cache = seen[branch]
+    for name, place in number_layers(layers).items():
+        layer = layers[name]
+        hw_shape, from_self, from_memory, attended, cache = seen[layer]
         rows, cols = (max(round(share * size), 1) for share, size in zip(shares, hw_shape, strict=True))
-        reduced = branch.cache_size
-        if branch.mem_attn.sr is not None:
-            reduced = [size // stride for size, stride in zip(reduced, branch.mem_attn.sr.stride, strict=True)]
+        reduced = layer.cache_size
+        if layer.mem_attn.sr is not None:
+            reduced = [size // stride for size, stride in zip(reduced, layer.mem_attn.sr.stride, strict=True)]
         views.append(
             MemoryView(
-                layer,
-                float(branch.lam.sigmoid().mean()),
+                place,
+                float(layer.lam.sigmoid().mean()),
                 from_self.unflatten(0, hw_shape)[:rows, :cols].float().cpu().numpy(),
                 from_memory.unflatten(0, hw_shape)[:rows, :cols].float().cpu().numpy(),
                 attended.unflatten(0, tuple(reduced)).float().cpu().numpy(),
-                (cache[0] - cache[0].mean(dim=0)).norm(dim=1).unflatten(0, branch.cache_size).float().cpu().numpy(),
+                (cache[0] - cache[0].mean(dim=0)).norm(dim=1).unflatten(0, layer.cache_size).float().cpu().numpy(),
             )
         )
     return views

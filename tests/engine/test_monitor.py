@@ -117,14 +117,14 @@ def watch_gates(model):
     """Means of the gates, by way of the functions that the forward calls."""
     seen = {}
     for name, branch in model.backbone.grc_layers().items():
-        gates = branch._gates
+        gates = branch.gates
 
         def watched(*args, name=name, gates=gates):
             update, reset = gates(*args)
             seen[name] = (update.detach().mean(), reset.detach().mean())
             return update, reset
 
-        branch._gates = watched
+        branch.gates = watched
     return seen
 
 

@@ -1,10 +1,11 @@
-"""The GRC branch against a plain transcription of the method, and against finite differences."""
+"""The GRC layer against a plain transcription of the method, and against finite differences."""
 
 import pytest
 import torch
 
 import mmgrc.models.grc as grc_module
 from mmgrc.models.grc import GRC
+from mmgrc.models.ops.folding import FoldedGRC, Unprojected
 from mmgrc.models.options import GRCConfig
 from mmgrc.models.resampling import make_resampling, valid_extent
 from tests.models import reference
@@ -12,44 +13,46 @@ from tests.models import reference
 VARIANTS = ['code', 'paper']
 
 
-def make_branch(variant='code', dtype=torch.float32, **options):
+def make_layer(variant='code', dtype=torch.float32, kind=GRC, **options):
     torch.manual_seed(0)
     options = {'embed_dims': 8, 'num_heads': 2, 'cache_size': (4, 6), 'sr_ratio': 2, **options}
-    branch = GRC(variant=variant, **options).to(dtype)
-    for parameter in branch.parameters():
+    layer = kind(variant=variant, **options).to(dtype)
+    for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    branch.cache.normal_()
-    return branch
+    layer.cache.normal_()
+    return layer
 
 
-def run(branch, x, read, hw, extent=None, proj=None):
+def run(layer, x, attn_out, hw, extent=None):
     extent = torch.tensor([hw] * len(x), dtype=torch.float32) if extent is None else extent
-    resampling = make_resampling(extent, hw, hw, branch.cache_size)
-    return branch(x, read, proj, hw, branch.cache.clone(), resampling)
+    return layer(x, attn_out, hw, layer.cache.clone(), make_resampling(extent, hw, hw, layer.cache_size))
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
 @pytest.mark.parametrize('training', [True, False])
-@pytest.mark.parametrize('projection', ['done', 'bias', 'no bias'])
+@pytest.mark.parametrize('projection', ['done', 'to come', 'to come, without bias'])
 @pytest.mark.parametrize(
     'options', [{}, {'sr_ratio': 1}, {'pos_conv': False}, {'cache_ratio': 1.0}, {'cache_ratio': 0.25}]
 )
 def test_equals_transcription(variant, training, projection, options):
-    branch = make_branch(variant, torch.float64, **options).train(training)
+    """Projected before, and folded into the mix: two forms of the same sums."""
+    kind = GRC if projection == 'done' else FoldedGRC
+    layer = make_layer(variant, torch.float64, kind, **options).train(training)
     hw = (5, 7)
-    x, read = (torch.randn(3, 35, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    x, heads = (torch.randn(3, 35, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
     extents = [(5, 7), (3, 7), (4, 2.5)]
-    proj = None if projection == 'done' else torch.nn.Linear(8, 8, projection == 'bias').double()
-    out, proposal = run(branch, x, read, hw, torch.tensor(extents, dtype=torch.float64), proj)
-    expected, stored = reference.grc(branch, x, proj(read) if proj else read, hw, extents, training)
+    proj = torch.nn.Linear(8, 8, projection != 'to come, without bias').double()
+    attn_out = proj(heads) if projection == 'done' else Unprojected(heads, proj)
+    out, new_cache = run(layer, x, attn_out, hw, torch.tensor(extents, dtype=torch.float64))
+    expected, stored = reference.grc(layer, x, proj(heads), hw, extents, training)
     torch.testing.assert_close(out, expected)
     if training:
-        torch.testing.assert_close(proposal, stored)
-        assert not proposal.requires_grad
+        torch.testing.assert_close(new_cache, stored)
+        assert not new_cache.requires_grad
     else:
-        assert proposal is None
+        assert new_cache is None
 
-    wanted = [x, read, *(proj.parameters() if proj else ()), *branch.parameters()]
+    wanted = [x, heads, *proj.parameters(), *layer.parameters()]
     weights = torch.randn_like(out)
     grads = torch.autograd.grad((out * weights).sum(), wanted, allow_unused=True)
     expected_grads = torch.autograd.grad((expected * weights).sum(), wanted, allow_unused=True)
@@ -59,33 +62,35 @@ def test_equals_transcription(variant, training, projection, options):
         torch.testing.assert_close(got, reference_grad)
 
 
+@pytest.mark.parametrize('kind', [GRC, FoldedGRC])
 @pytest.mark.parametrize('variant', VARIANTS)
-def test_gradients_equal_finite_differences(variant):
-    branch = make_branch(variant, torch.float64, embed_dims=4, cache_size=(2, 2))
-    x, read = (torch.randn(2, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+def test_gradients_equal_finite_differences(variant, kind):
+    layer = make_layer(variant, torch.float64, kind, embed_dims=4, cache_size=(2, 2))
+    x, heads = (torch.randn(2, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     proj = torch.nn.Linear(4, 4).double()
-    names, values = zip(*branch.named_parameters(), strict=True)
+    names, values = zip(*layer.named_parameters(), strict=True)
     values = tuple(value.detach().requires_grad_() for value in values)
 
-    def forward(x, read, *parameters):
+    def forward(x, heads, *parameters):
         resampling = make_resampling(torch.tensor([(2.0, 3.0), (2.0, 2.0)]).double(), (2, 3), (2, 3), (2, 2))
         state = dict(zip(names, parameters, strict=True))
-        arguments = (x, read, proj, (2, 3), branch.cache.clone(), resampling)
-        return torch.func.functional_call(branch, state, arguments)[0]
+        attn_out = proj(heads) if kind is GRC else Unprojected(heads, proj)
+        arguments = (x, attn_out, (2, 3), layer.cache.clone(), resampling)
+        return torch.func.functional_call(layer, state, arguments)[0]
 
     assert {'lam', 'update_gate.weight', 'candidate.weight', 'mem_attn.q.weight', 'pos_conv.weight'} <= set(names)
-    assert torch.autograd.gradcheck(forward, (x, read, *values))
+    assert torch.autograd.gradcheck(forward, (x, heads, *values))
 
 
 def test_cache_is_a_constant_of_the_step():
-    branch = make_branch()
-    before = branch.cache.clone()
-    cache = branch.cache.clone().requires_grad_()
+    layer = make_layer()
+    before = layer.cache.clone()
+    cache = layer.cache.clone().requires_grad_()
     x = torch.randn(2, 24, 8)
     resampling = make_resampling(torch.tensor([(4.0, 6.0)] * 2), (4, 6), (4, 6), (4, 6))
-    _, proposal = branch(x, x, None, (4, 6), cache, resampling)
-    assert not proposal.requires_grad
-    assert torch.equal(branch.cache, before)
+    _, new_cache = layer(x, x, (4, 6), cache, resampling)
+    assert not new_cache.requires_grad
+    assert torch.equal(layer.cache, before)
 
 
 def test_resampling_is_exact_on_the_caches_own_grid():
@@ -121,21 +126,23 @@ def test_extent_of_zeros_and_of_mixed_batches():
     assert valid_extent(images).tolist() == [[8, 10], [5, 2], [1, 10]]
 
 
+@pytest.mark.parametrize('kind', [GRC, FoldedGRC])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision_keeps_gates_and_cache_in_float32(dtype, monkeypatch):
-    branch = make_branch()
-    exact = branch.cache.clone()
-    branch.to(dtype)
-    assert branch.cache.dtype == torch.float32
-    assert torch.equal(branch.cache, exact)
+def test_half_precision_keeps_gates_and_cache_in_float32(dtype, kind, monkeypatch):
+    layer = make_layer(kind=kind)
+    exact = layer.cache.clone()
+    layer.to(dtype)
+    assert layer.cache.dtype == torch.float32
+    assert torch.equal(layer.cache, exact)
     seen = []
     sigmoid = torch.sigmoid
     monkeypatch.setattr(grc_module.torch, 'sigmoid', lambda t: seen.append(t.dtype) or sigmoid(t))
     x = torch.randn(2, 24, 8, dtype=dtype)
-    out, proposal = run(branch, x, x, (4, 6))
+    attn_out = x if kind is GRC else Unprojected(x, torch.nn.Linear(8, 8).to(dtype))
+    out, new_cache = run(layer, x, attn_out, (4, 6))
     assert seen == [torch.float32] * 2
     assert out.dtype == dtype
-    assert proposal.dtype == torch.float32
+    assert new_cache.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -185,7 +192,7 @@ def test_cache_smaller_than_the_reduction():
 
 
 def test_cache_of_another_size_is_refused():
-    state = make_branch().state_dict()
-    other = make_branch(cache_size=(4, 4))
+    state = make_layer().state_dict()
+    other = make_layer(cache_size=(4, 4))
     with pytest.raises(ValueError, match=r'\(1, 24, 4\).*\(1, 16, 4\)'):
         other.load_state_dict(state, strict=False)

@@ -72,7 +72,7 @@ def test_absolute_position_embedding():
 
 @pytest.mark.parametrize('index', [0, 1])
 @pytest.mark.parametrize('variant', ['code', 'paper'])
-def test_branch_around_windows_equals_transcription(variant, index):
+def test_memory_around_windows_equals_transcription(variant, index):
     options = {'drop_path_rate': 0.0, 'grc': {'variant': variant, 'cache_sizes': ((3, 4),) * 4}}
     layer = build(**options).stages[0].blocks[index].attn.double()
     for parameter in layer.parameters():
@@ -85,10 +85,10 @@ def test_branch_around_windows_equals_transcription(variant, index):
     hw, extents = (9, 11), [(9, 11), (6, 8)]
     x = torch.randn(2, 99, 24, dtype=torch.float64)
     resampling = make_resampling(torch.tensor(extents, dtype=torch.float64), hw, hw, (3, 4))
-    out, proposal = layer(x, hw, torch.zeros_like(x), layer.grc.cache.clone(), resampling)
+    out, new_cache = layer(x, hw, torch.zeros_like(x), layer.grc.cache.clone(), resampling)
     expected, stored = reference.grc(layer.grc, x, stock(x, hw), hw, extents)
     torch.testing.assert_close(out, expected)
-    torch.testing.assert_close(proposal, stored)
+    torch.testing.assert_close(new_cache, stored)
 
 
 @pytest.mark.parametrize('size', SIZES)

@@ -17,13 +17,12 @@ def model(trained):
 
 
 def test_contributions_add_up(model, shapes):
-    """Self-attention's part, the memory's and the convolution's are the branch's output."""
+    """Self-attention's part, the memory's and the convolution's are the layer's output."""
     image = read_image(shapes / 'val' / '000001.png')
     kept = {}
 
     def keep(branch, args, output):
-        x, read, proj, hw_shape, cache, _ = args
-        o_self = proj(read)
+        x, o_self, hw_shape, cache, _ = args
         conv = branch.pos_conv(x.unflatten(1, hw_shape).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
         share = 1 - branch.lam.sigmoid().repeat_interleave(branch.embed_dims // branch.num_heads)
         kept[branch] = (hw_shape, share * o_self, output[0] - conv - share * o_self, cache)
@@ -64,13 +63,13 @@ def test_attention_is_the_one_of_the_forward():
     attention = GRC(embed_dims=16, num_heads=2, cache_size=(4, 6), sr_ratio=2).mem_attn
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter)
-    x, memory, bias = torch.randn(3, 5, 8), torch.randn(1, 24, 8), torch.zeros(8)
-    read = attention(x, torch.randn(3, 5, 8), memory, (torch.eye(8), bias), (torch.zeros(8, 8), bias))
-    probabilities = attention.attention(x, memory)
+    x, memory = torch.randn(3, 5, 8), torch.randn(1, 24, 8)
+    o_mem = attention(x, memory)
+    probabilities = attention.attention_map(x, memory)
     assert probabilities.shape == (3, 2, 5, 6)
     torch.testing.assert_close(probabilities.sum(dim=3), torch.ones(3, 2, 5))
-    values = attention._keys_and_values(memory)[1]
-    torch.testing.assert_close((probabilities @ values).transpose(1, 2).flatten(2), read)
+    values = attention.keys_and_values(memory, batch=3)[1]
+    torch.testing.assert_close(attention.proj((probabilities @ values).transpose(1, 2).flatten(2)), o_mem)
 
 
 def test_a_model_without_memory(shapes):

@@ -32,8 +32,8 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
 
     Args:
         pretrain_img_size: Image size that the position embeddings and the default caches are made for.
-        grc: Options of the memory, the fields of :class:`~mmgrc.models.options.GRCConfig`. None: a memory in each stage,
-            with the cache at the stage's grid for an image of ``pretrain_img_size``.
+        grc: Options of the memory, the fields of :class:`~mmgrc.models.GRCConfig`. None: a memory in each stage, with
+            the cache at the stage's grid for an image of ``pretrain_img_size``.
         with_cp: Whether to checkpoint the blocks: less memory in training, for a second forward. Stock PVT lacks it.
         kwargs: The other arguments of the stock backbone.
 

@@ -32,13 +32,13 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
 
     It takes the arguments of :class:`mmdet.models.SwinTransformer`, whose state-dict keys stay as they are; those of
     the memory stand below ``grc`` in each attention. With ``grc=dict(stages=())`` it is the stock backbone, key for key
-    and value for value. Neither the paper nor its code says how Swin has its memory: here the branch wraps the windows,
-    and each token of the map reads one memory.
+    and value for value. Neither the paper nor its code says how Swin has its memory: here a layer's memory is of the
+    whole map, beside the windows, and each token attends one cache.
 
     Args:
         pretrain_img_size: Image size that position embeddings and default caches are made for.
-        grc: Options of the memory, the fields of :class:`~mmgrc.models.options.GRCConfig`. None: a memory in each stage,
-            with the cache at the stage's grid for ``pretrain_img_size``, pooled by 4 and 2 in the first two.
+        grc: Options of the memory, the fields of :class:`~mmgrc.models.GRCConfig`. None: a memory in each stage, with
+            the cache at the stage's grid for ``pretrain_img_size``, pooled by 4 and 2 in the first two.
         kwargs: The other arguments of the stock backbone. With ``frozen_stages`` the caches of the frozen stages
             stay as they are, too.
 

@@ -1,4 +1,4 @@
-"""GRC with its mix folded into the two output projections. Plain: :class:`mmgrc.models.grc.GRC`, whose text it follows."""
+"""GRC with its mix folded into two output projections. Plain: :class:`mmgrc.models.grc.GRC`, whose text it follows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..grc import GRC
+from ..grc import GRC, no_autocast
 from ..resampling import Resampling
 from .attention import attend
 from .chunks import in_chunks
@@ -53,7 +53,7 @@ class FoldedGRC(GRC):
         code = self.variant == 'code'
         tokens = attn_out.heads if code else x
         dtype = torch.promote_types(tokens.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             # All channels are resampled: a slice of the tokens would be copied, and its gradient filled up with zeros.
             summary = resampling(tokens.to(dtype).unflatten(1, hw_shape))
             if code:

@@ -1,0 +1,50 @@
+"""The cache as a buffer: its size is fixed, its precision is float32, and a checkpoint of another size is refused."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ['CacheBuffer']
+
+
+class CacheBuffer(nn.Module):
+    """Base of modules with a cache (1, T_m, D_m), a buffer that starts as zeros."""
+
+    cache: Tensor
+
+    def register_cache(self, size: tuple[int, int], dims: int) -> None:
+        """Make the cache.
+
+        Args:
+            size: Its rows and columns, T_m = rows * columns.
+            dims: Its channels, ``D_m``.
+        """
+        self._grid = size
+        self.register_buffer('cache', torch.zeros(1, size[0] * size[1], dims))
+
+    def _apply(self, fn, recurse: bool = True) -> CacheBuffer:
+        """Keep the cache in float32 when the rest of the model moves to half precision."""
+        exact = self.cache
+        super()._apply(fn, recurse)
+        if self.cache.dtype in (torch.float16, torch.bfloat16):
+            self.cache = exact.to(self.cache.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Refuse a cache of another size, which lenient loaders only warn of.
+
+        Raises:
+            ValueError: The checkpoint's cache has another shape.
+        """
+        stored = state_dict.get(f'{prefix}cache')
+        if stored is not None and stored.shape != self.cache.shape:
+            rows, cols = self._grid
+            raise ValueError(
+                f"{prefix}cache: the checkpoint's cache has the shape {tuple(stored.shape)}, the model's has "
+                f'{tuple(self.cache.shape)} ({rows} x {cols} tokens of {self.cache.shape[2]} channels). Set '
+                'grc.cache_sizes and grc.cache_ratio to what the checkpoint was trained with, or, where '
+                'grc.cache_sizes was changed on purpose, write a resized checkpoint with '
+                'tools/convert_checkpoint.py --resize-caches.'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)

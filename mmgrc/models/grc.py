@@ -78,7 +78,7 @@ class MemoryAttention(nn.Module):
             O_mem (B, T, D_m).
         """
         dropout = self.attn_drop if self.training else 0.0
-        out = F.scaled_dot_product_attention(self.queries(x), *self.keys_and_values(memory, len(x)), dropout_p=dropout)
+        out = F.scaled_dot_product_attention(self.queries(x), *self.keys_and_values(memory, x.shape[0]), dropout_p=dropout)
         return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), self.proj_drop, self.training)
 
     def attention_map(self, x: Tensor, memory: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class MemoryAttention(nn.Module):
         Returns:
             (B, heads, T, K), over the K cells of the reduced cache; a row sums to 1.
         """
-        query, (key, _) = self.queries(x), self.keys_and_values(memory, len(x))
+        query, (key, _) = self.queries(x), self.keys_and_values(memory, x.shape[0])
         return (query @ key.mT / query.shape[3] ** 0.5).softmax(dim=3)
 
     def queries(self, x: Tensor) -> Tensor:

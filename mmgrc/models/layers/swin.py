@@ -102,7 +102,7 @@ class ShiftWindowMSA(nn.Module):
         windows = make_windows(hw_shape, self.window_size, self.shift_size, x.device)
         tokens = [windows.partition(x)]
         if self.shift_size:
-            tokens.append(windows.regions(x.device)[None, :, :, None].expand(len(x), -1, -1, -1))
+            tokens.append(windows.regions(x.device)[None, :, :, None].expand(x.shape[0], -1, -1, -1))
         bias = msa.relative_position_bias_table[msa.relative_position_index].permute(2, 0, 1)
         widest = max(3 * x.shape[2], msa.num_heads * self.window_size**2)
         return windows.merge(in_chunks(partial(self._attend_windows, bias), tokens, width=widest))

@@ -81,6 +81,6 @@ class FoldedGRC(GRC):
             o_mem = F.dropout(linear(o_mem, weight, bias), mem_attn.proj_drop, self.training)
             return o_mem.add_(linear(heads, weight_self, bias_self))
 
-        context = mem_attn.keys_and_values(memory, len(x))
+        context = mem_attn.keys_and_values(memory, x.shape[0])
         out = in_chunks(mix, [x, attn_out.heads], context, width=x.shape[2], recompute=False)
         return out if self.pos_conv is None else out + convolve_tokens(x, hw_shape, self.pos_conv)

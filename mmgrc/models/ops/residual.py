@@ -17,7 +17,7 @@ def add_residual(identity: Tensor, out: Tensor, dropout: nn.Module) -> Tensor:
     made.
     """
     if is_fast() and getattr(dropout, 'drop_prob', None) and dropout.training:
-        return torch.addcmul(identity, out, dropout(identity.new_ones(len(out), 1, 1)))
+        return torch.addcmul(identity, out, dropout(identity.new_ones(out.shape[0], 1, 1)))
     return identity + dropout(out)
 
 

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmgrc.model_index import read_models, update_metafiles, write_tables
-from mmgrc.preflight import PreflightError
+from dev.model_index import read_models, update_metafiles, write_tables
+from mmgrc.runs.error import PreflightError
 
 
 def main() -> str | None:

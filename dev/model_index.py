@@ -9,8 +9,9 @@ from pathlib import Path
 import yaml
 from mmengine.config import Config
 
-from .benchmark import Options, count_flops
-from .preflight import PreflightError, build_model, load_config
+from mmgrc.runs.benchmark import Options, count_flops
+from mmgrc.runs.config import build_model, load_config
+from mmgrc.runs.error import PreflightError
 
 __all__ = ['count_parameters', 'model_table', 'read_models', 'update_metafiles', 'write_tables']
 

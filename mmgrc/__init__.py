@@ -6,7 +6,7 @@ MMEngine's checkpoints safely, and makes ``mmgrc::`` a prefix of base configs.
 
 import sys
 
-from .stack import check_stack
+from .env.versions import check_stack
 from .version import __version__
 
 __all__ = ['__version__']
@@ -16,8 +16,8 @@ if 'mmgrc.check_env' not in sys.orig_argv:
     check_stack()
 
     from . import engine, models  # noqa: F401
-    from .checkpoint import allow_mmengine_checkpoints
-    from .config import register_config_prefix
+    from .runs.checkpoint import allow_mmengine_checkpoints
+    from .runs.config import register_config_prefix
 
     allow_mmengine_checkpoints()
     register_config_prefix()

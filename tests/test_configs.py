@@ -15,8 +15,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils import get_installed_path, is_installed
 
-from mmgrc.config import CONFIG_DIR, config_path
-from mmgrc.preflight import PreflightError, load_config
+from mmgrc.runs.config import CONFIG_DIR, config_path, load_config
+from mmgrc.runs.error import PreflightError
 from tests.conftest import REPOSITORY
 
 CONFIGS = sorted(str(p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob('*.py') if '_base_' not in p.parts)

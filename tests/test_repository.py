@@ -29,12 +29,11 @@ def test_the_workflow_is_ci_run():
 
 def test_the_map_of_the_package_is_complete():
     text = read('CONTRIBUTING.md')
-    named = set(re.findall(r'`((?:mmgrc|tests|configs|tools)/[^` ]*|[\w.-]+\.(?:toml|txt|md))`', text))
+    named = set(re.findall(r'`((?:mmgrc|dev|tests|configs|tools)/[^` ]*|[\w.-]+\.(?:toml|txt|md))`', text))
     assert all((REPOSITORY / name).exists() for name in named), named
-    tracked = subprocess.run(
-        ['git', 'ls-files', '-co', '--exclude-standard', 'mmgrc/*.py'], cwd=REPOSITORY, capture_output=True, text=True
-    ).stdout.split()
-    small = {'__init__.py', 'version.py', 'config.py', 'mmdet_tools.py'}
+    command = ['git', 'ls-files', '-co', '--exclude-standard', 'mmgrc/*.py', 'dev/*.py']
+    tracked = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True).stdout.split()
+    small = {'__init__.py', 'version.py'}
     for name in tracked:
         assert name.split('/')[-1] in small or any(name.startswith(known) for known in named), name
 

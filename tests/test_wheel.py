@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 
-from mmgrc.model_index import read_models
+from dev.model_index import read_models
 from tests.conftest import REPOSITORY
 
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, fields
 from rich.console import Console
 from rich.table import Table
 
-from mmgrc.benchmark import DTYPES, Options, Result, compare
-from mmgrc.preflight import PreflightError
+from mmgrc.runs.benchmark import DTYPES, Options, Result, compare
+from mmgrc.runs.error import PreflightError
 
 
 def _table(first: Result, second: Result) -> Table:

@@ -11,9 +11,10 @@ import sys
 
 import torch
 
-from mmgrc.checkpoint import read_checkpoint
 from mmgrc.models.convert import convert_checkpoint, resize_caches
-from mmgrc.preflight import PreflightError, build_model, load_config
+from mmgrc.runs.checkpoint import read_checkpoint
+from mmgrc.runs.config import build_model, load_config
+from mmgrc.runs.error import PreflightError
 
 
 def main() -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mmgrc.preflight import PreflightError, load_config
+from mmgrc.runs.config import load_config
+from mmgrc.runs.error import PreflightError
 from mmgrc.visualization.detections import draw_predictions
 from mmgrc.visualization.predictions import read_predictions, read_test_set
 

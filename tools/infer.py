@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import track
 
 from mmgrc.inference import detect, find_images, load_detector, select_classes
-from mmgrc.preflight import PreflightError, load_config
+from mmgrc.runs.config import load_config
+from mmgrc.runs.error import PreflightError
 
 # As shells have it, the end by SIGINT.
 _EXIT_INTERRUPTED = 130

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmgrc.preflight import PreflightError
+from mmgrc.runs.error import PreflightError
 from mmgrc.visualization.report import write_report
 
 

@@ -7,9 +7,10 @@ import sys
 
 import cv2
 
-from mmgrc.images import read_image
+from mmgrc.datasets.images import read_image
 from mmgrc.inference import describe_failure, load_detector
-from mmgrc.preflight import PreflightError, load_config
+from mmgrc.runs.config import load_config
+from mmgrc.runs.error import PreflightError
 from mmgrc.visualization.memory import draw_memory, view_memory
 
 

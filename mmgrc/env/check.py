@@ -18,8 +18,9 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from .stack import REBUILD_MMCV, REQUIREMENTS, installed_version, version_problem
-from .version import __version__
+from mmgrc.version import __version__
+
+from .versions import REBUILD_MMCV, REQUIREMENTS, installed_version, version_problem
 
 __all__ = ['Finding', 'check_environment', 'main']
 
@@ -151,8 +152,7 @@ def _forward() -> Iterator[Finding]:
     import torch
     from mmdet.structures import DetDataSample
 
-    from .config import register_config_prefix
-    from .preflight import build_model, load_config
+    from mmgrc.runs.config import build_model, load_config, register_config_prefix
 
     register_config_prefix()
     config = load_config(
@@ -237,7 +237,3 @@ def main() -> int:
         console.print(f'    {finding.remedy}', markup=False, soft_wrap=True, style='bold')
     console.print(f'{len(problems)} things would fail' if problems else 'All is well.')
     return 1 if problems else 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -18,11 +18,12 @@ from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 from torch import nn
 
-from .engine.atomic_checkpoint_hook import write_atomically
-from .images import read_image
-from .preflight import PreflightError, check_checkpoint
-from .visualization.detections import Drawn, draw_detections
-from .visualization.predictions import class_colours
+from mmgrc.datasets.images import read_image
+from mmgrc.engine.atomic_checkpoint_hook import write_atomically
+from mmgrc.runs.error import PreflightError
+from mmgrc.runs.preflight import check_checkpoint
+from mmgrc.visualization.detections import Drawn, draw_detections
+from mmgrc.visualization.predictions import class_colours
 
 __all__ = ['describe_failure', 'detect', 'find_images', 'load_detector', 'read_image', 'select_classes']
 
@@ -166,8 +167,8 @@ def describe_failure(path: str | Path, error: Exception) -> str:
 
     Args:
         path: The image.
-        error: What was raised: by :func:`~mmgrc.images.read_image`, whose messages stand for themselves, or by anything
-            after it, of which the place in the code is said, too.
+        error: What was raised: by :func:`~mmgrc.datasets.images.read_image`, whose messages stand for themselves, or by
+            anything after it, of which the place in the code is said, too.
     """
     message = ' '.join(str(error).split())
     if isinstance(error, ValueError) and str(path) in message:

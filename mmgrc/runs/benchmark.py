@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .preflight import PreflightError, build_model, load_config
+from .config import build_model, load_config
+from .error import PreflightError
 
 __all__ = ['Options', 'Result', 'Spread', 'compare', 'count_flops', 'stock_config']
 
@@ -56,7 +57,7 @@ class Options:
     threads: int | None = None
 
     def check(self) -> None:
-        """Raise a :class:`~mmgrc.preflight.PreflightError` that names the first option with a bad value."""
+        """Raise a :class:`~mmgrc.runs.error.PreflightError` that names the first option with a bad value."""
         for name, allowed in (('mode', ('eval', 'train')), ('part', ('backbone', 'detector')), ('dtype', DTYPES)):
             if getattr(self, name) not in allowed:
                 raise PreflightError(f'{name} {getattr(self, name)!r}: allowed are {", ".join(allowed)}')

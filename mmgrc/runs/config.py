@@ -1,17 +1,31 @@
-"""Configs of the installed package by the name ``mmgrc::PATH``, as MMEngine has it for ``mmdet::PATH``."""
+"""Configs: found by name, read for a run, and their models built.
+
+The installed package's own have the name ``mmgrc::PATH``, as MMEngine has it for ``mmdet::PATH``.
+"""
 
 from __future__ import annotations
 
+import difflib
 import functools
+import logging
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
+from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import init_default_scope
+from torch import nn
 
-__all__ = ['config_path', 'register_config_prefix']
+from .error import PreflightError
+from .options import unused_options
+
+__all__ = ['CONFIG_DIR', 'build_model', 'config_path', 'load_config', 'register_config_prefix']
 
 PREFIX = 'mmgrc::'
 # A link to the repository's configs/ in a checkout, a folder in a wheel.
-CONFIG_DIR = Path(__file__).parent / '.mim' / 'configs'
+CONFIG_DIR = Path(__file__).parent.parent / '.mim' / 'configs'
 
 
 def config_path(name: str) -> str:
@@ -64,3 +78,50 @@ def register_config_prefix() -> None:
     get_cfg_path.knows_mmgrc = True
     Config._get_cfg_path = staticmethod(get_cfg_path)
     Config.fromfile = staticmethod(fromfile)
+
+
+def load_config(path: str, options: Mapping | None = None) -> Config:
+    """Read a config and merge the command line's options into it; those that nothing would use are said in a warning.
+
+    Args:
+        path: A file, or ``mmgrc::NAME``, or ``mmdet::FOLDER/NAME``.
+        options: What ``--cfg-options`` gave.
+
+    Raises:
+        PreflightError: There is no such config, or it cannot be read.
+    """
+    try:
+        resolved = Path(config_path(path))
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+        raise PreflightError(str(error)) from error
+    if not resolved.is_file():
+        own = sorted(str(Path('configs') / p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob('*.py'))
+        own = [name for name in own if '_base_' not in Path(name).parts]
+        near = difflib.get_close_matches(path, own, n=3, cutoff=0.5) or own
+        raise PreflightError(f'there is no config {path}. Did you mean one of these? {", ".join(near)}')
+    # Said by mmengine at each base config. requirements.txt pins setuptools, which is the remedy.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    try:
+        config = Config.fromfile(str(resolved))
+        before = config.to_dict()
+        config.merge_from_dict(dict(options or {}))
+    except Exception as error:
+        # Configs are Python: anything may go wrong in them.
+        raise PreflightError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
+    for message in unused_options(before, config.to_dict(), options or {}):
+        print_log(message, logger='current', level=logging.WARNING)
+    return config
+
+
+def build_model(config: Config) -> nn.Module:
+    """Build the model of a config, without its pre-trained weights.
+
+    Raises:
+        PreflightError: The config asks for a model that cannot be built.
+    """
+    init_default_scope(config.get('default_scope') or 'mmdet')
+    try:
+        return MODELS.build(config.model)
+    except Exception as error:
+        # The registry wraps what a constructor raises, and puts its own words before it.
+        raise PreflightError(f'the model of {config.filename} cannot be built: {error}') from error

@@ -1,7 +1,18 @@
-"""The one error of the checks."""
+"""The error of input with which nothing can be run, and how its messages name several values."""
 
-__all__ = ['PreflightError']
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ['PreflightError', 'first']
+
+_SHOWN = 5
 
 
 class PreflightError(Exception):
     """Input with which a run cannot work. The message names it and says what to do."""
+
+
+def first(values: Sequence, shown: int = _SHOWN) -> str:
+    """The first values as a string, with an ellipsis where there are more."""
+    return ', '.join(map(str, values[:shown])) + (', ...' if len(values) > shown else '')

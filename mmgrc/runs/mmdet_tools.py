@@ -14,15 +14,15 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 
-from .config import config_path
-from .engine.atomic_checkpoint_hook import CheckpointWriteError
-from .engine.data_error_hook import DataError
-from .engine.ranks import LauncherError, check_environment, read_slurm_environment, start_cpu_ranks
-from .engine.stop_signal_hook import TrainingStopped
+from mmgrc.engine.atomic_checkpoint_hook import CheckpointWriteError
+from mmgrc.engine.data_error_hook import DataError
+from mmgrc.engine.ranks import LauncherError, check_environment, read_slurm_environment, start_cpu_ranks
+from mmgrc.engine.stop_signal_hook import TrainingStopped
+
+from .config import build_model, config_path, load_config
+from .error import PreflightError
 from .preflight import (
     CocoFiles,
-    PreflightError,
-    build_model,
     check_checkpoint,
     check_datasets,
     check_evaluator,
@@ -32,7 +32,6 @@ from .preflight import (
     check_weights,
     check_work_dir,
     is_first_of_machine,
-    load_config,
     read_datasets,
 )
 

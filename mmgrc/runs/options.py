@@ -1,27 +1,20 @@
-"""Configs read for a run, and options that nothing would use."""
+"""Options of the command line, and entries of a config, that nothing would read."""
 
 from __future__ import annotations
 
 import difflib
 import functools
 import inspect
-import logging
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 import mmdet.registry
-from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from ..config import CONFIG_DIR, config_path
-from ..datasets.coco_file import first
-from .error import PreflightError
+from .error import first
 
-__all__ = ['BUILDER_ARGUMENTS', 'class_arguments', 'find_class', 'load_config', 'unused_options']
+__all__ = ['BUILDER_ARGUMENTS', 'class_arguments', 'find_class', 'unused_options']
 
 _RUNNER = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
 # What MMEngine's Runner and MMDetection's tools read of a config beside the Runner's arguments.
@@ -40,39 +33,6 @@ BUILDER_ARGUMENTS = {
 }
 # How like two names are of which one may be the other misspelt, from 0 to 1.
 _LIKE = 0.85
-
-
-def load_config(path: str, options: Mapping | None = None) -> Config:
-    """Read a config and merge the command line's options into it; those that nothing would use are said in a warning.
-
-    Args:
-        path: A file, or ``mmgrc::NAME``, or ``mmdet::FOLDER/NAME``.
-        options: What ``--cfg-options`` gave.
-
-    Raises:
-        PreflightError: There is no such config, or it cannot be read.
-    """
-    try:
-        resolved = Path(config_path(path))
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
-        raise PreflightError(str(error)) from error
-    if not resolved.is_file():
-        own = sorted(str(Path('configs') / p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob('*.py'))
-        own = [name for name in own if '_base_' not in Path(name).parts]
-        near = difflib.get_close_matches(path, own, n=3, cutoff=0.5) or own
-        raise PreflightError(f'there is no config {path}. Did you mean one of these? {", ".join(near)}')
-    # Said by mmengine at each base config. requirements.txt pins setuptools, which is the remedy.
-    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
-    try:
-        config = Config.fromfile(str(resolved))
-        before = config.to_dict()
-        config.merge_from_dict(dict(options or {}))
-    except Exception as error:
-        # Configs are Python: anything may go wrong in them.
-        raise PreflightError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
-    for message in unused_options(before, config.to_dict(), options or {}):
-        print_log(message, logger='current', level=logging.WARNING)
-    return config
 
 
 def unused_options(before: Mapping, config: Mapping, options: Iterable[str]) -> Iterator[str]:

@@ -16,7 +16,8 @@ from mmengine.fileio import load
 from mmengine.registry import init_default_scope
 from pycocotools.coco import COCO
 
-from mmgrc.preflight import PreflightError, check_datasets
+from mmgrc.runs.error import PreflightError
+from mmgrc.runs.preflight import check_datasets
 
 __all__ = ['TestSet', 'check_predictions', 'class_colours', 'read_predictions', 'read_test_set']
 

@@ -21,8 +21,9 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
 
-from mmgrc.preflight import PreflightError, load_config
-from mmgrc.preflight.quiet import quiet
+from mmgrc.runs.config import load_config
+from mmgrc.runs.error import PreflightError
+from mmgrc.runs.quiet import quiet
 
 from .curves import (
     draw_losses,

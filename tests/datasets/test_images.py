@@ -6,7 +6,7 @@ import pytest
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
-from mmgrc.images import read_image
+from mmgrc.datasets.images import read_image
 
 
 def picture(height=12, width=17):

@@ -10,8 +10,8 @@ from mmengine.registry import init_default_scope
 from torch.nn.parallel import DistributedDataParallel
 
 from mmgrc.engine.ranks import LauncherError, check_environment, read_slurm_environment
+from tests.helpers.processes import run_ranks
 from tests.models.backbones import build, caches
-from tests.processes import run_ranks
 
 STEPS = 3
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import mmengine
 import pytest
 
-from mmgrc import check_env
-from mmgrc.stack import REBUILD_MMCV
+from mmgrc.env import check
+from mmgrc.env.versions import REBUILD_MMCV
 from tests.conftest import REPOSITORY
 
 SITE = Path(mmengine.__file__).parent.parent
@@ -97,7 +97,7 @@ def test_mmcv_without_its_ops(broken):
 def test_coco(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('COCO_ROOT', raising=False)
-    (finding,) = check_env._coco()
+    (finding,) = check._coco()
     assert finding.problem is None
     assert 'COCO_ROOT' in finding.remedy
 
@@ -106,11 +106,11 @@ def test_coco(tmp_path, monkeypatch):
     for name in ('train', 'val'):
         (tmp_path / 'coco' / f'{name}2017').mkdir()
         (tmp_path / 'coco' / 'annotations' / f'instances_{name}2017.json').write_text('{}')
-    (finding,) = check_env._coco()
+    (finding,) = check._coco()
     assert finding.remedy is None
 
     (tmp_path / 'coco' / 'val2017').rmdir()
-    (finding,) = check_env._coco()
+    (finding,) = check._coco()
     assert finding.problem == 'there is no val2017'
 
 
@@ -119,7 +119,7 @@ def test_findings_go_on_after_a_crash(monkeypatch):
         raise RuntimeError('no such thing\nand more')
         yield
 
-    monkeypatch.setattr(check_env, '_versions', crash)
-    findings = list(check_env.check_environment())
+    monkeypatch.setattr(check, '_versions', crash)
+    findings = list(check.check_environment())
     assert findings[0].problem == 'RuntimeError: no such thing'
     assert [finding.what for finding in findings[1:]] == ['COCO']

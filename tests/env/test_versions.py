@@ -1,16 +1,16 @@
 """The check of the installed stack, and that requirements.txt says the same."""
 
 import re
-from pathlib import Path
 
 import pytest
 from packaging.version import Version
 
-from mmgrc import stack
+from mmgrc.env import versions
+from tests.conftest import REPOSITORY
 
 
 def test_the_tested_stack_passes():
-    stack.check_stack()
+    versions.check_stack()
 
 
 @pytest.mark.parametrize(
@@ -23,25 +23,25 @@ def test_the_tested_stack_passes():
     ],
 )
 def test_a_wrong_version_is_named_with_its_remedy(monkeypatch, package, found, words):
-    installed = stack.version
+    installed = versions.version
 
     def version(name):
         if name != package:
             return installed(name)
         if found is None:
-            raise stack.PackageNotFoundError(name)
+            raise versions.PackageNotFoundError(name)
         return found
 
-    monkeypatch.setattr(stack, 'version', version)
-    with pytest.raises(stack.StackError) as error:
-        stack.check_stack()
+    monkeypatch.setattr(versions, 'version', version)
+    with pytest.raises(versions.StackError) as error:
+        versions.check_stack()
     assert words in str(error.value)
 
 
 def test_requirements_pin_the_tested_versions():
-    text = (Path(__file__).parent.parent / 'requirements.txt').read_text()
+    text = (REPOSITORY / 'requirements.txt').read_text()
     pins = dict(re.findall(r'^([a-z]+)==(\S+)', text, re.M))
-    for requirement in stack.REQUIREMENTS:
+    for requirement in versions.REQUIREMENTS:
         assert pins[requirement.package] == requirement.tested
         tested = Version(requirement.tested)
         assert tested >= Version(requirement.minimum)

@@ -1,7 +1,7 @@
 """A `python` that runs this project's tools at once: a fork of one process which has imported MMDetection.
 
-The imports take 4 seconds, most of what many short commands take. `python -m tests.forked_python SOCKET` waits for
-clients; :data:`CLIENT` is the text of the program that stands in for `python`.
+The imports take 4 seconds, most of what many short commands take. `python -m tests.helpers.forked_python SOCKET` waits
+for clients; :data:`CLIENT` is the text of the program that stands in for `python`.
 """
 
 import json
@@ -55,7 +55,7 @@ def run(connection):
 
 
 def serve(path):
-    import mmgrc.mmdet_tools
+    import mmgrc.runs.mmdet_tools
     import mmgrc.visualization.report
 
     listener = socket.socket(socket.AF_UNIX)

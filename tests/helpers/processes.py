@@ -82,7 +82,7 @@ class Tool:
         self.process.start()
 
     def _run(self, name, args, env, before):
-        from mmgrc.mmdet_tools import main
+        from mmgrc.runs.mmdet_tools import main
 
         output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)

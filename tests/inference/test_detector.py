@@ -13,9 +13,8 @@ from mmengine.config import Config
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mmgrc import inference
-from mmgrc.inference import detect, find_images, load_detector, select_classes
-from mmgrc.preflight import PreflightError
+from mmgrc.inference import detect, detector, find_images, load_detector, select_classes
+from mmgrc.runs.error import PreflightError
 
 
 @pytest.fixture(scope='module')
@@ -105,7 +104,7 @@ def test_whatever_fails_is_of_its_image(model, shapes, tmp_path, monkeypatch):
     sizes = {'a.png': (64, 96), 'line.png': (1, 3000), 'm.png': (32, 48), 'n.png': (128, 192), 'z.png': (64, 96)}
     for name, (height, width) in sizes.items():
         cv2.imwrite(str(tmp_path / name), cv2.resize(image, (width, height)))
-    step, draw = model.test_step, inference.draw_detections
+    step, draw = model.test_step, detector.draw_detections
     # Makes a line 0 pixels high.
     config = model.cfg.copy()
     config.test_dataloader.dataset.pipeline.insert(1, {'type': 'Resize', 'scale': (96, 64), 'keep_ratio': True})
@@ -122,7 +121,7 @@ def test_whatever_fails_is_of_its_image(model, shapes, tmp_path, monkeypatch):
         draw(image, *args)
 
     monkeypatch.setattr(model, 'test_step', test_step)
-    monkeypatch.setattr(inference, 'draw_detections', draw_detections)
+    monkeypatch.setattr(detector, 'draw_detections', draw_detections)
     problems = dict(detect(model, find_images(f'{tmp_path}/*.png'), tmp_path / 'out', 0.0, [0, 1, 2]))
     assert [path.name for path, problem in problems.items() if problem] == ['line.png', 'm.png', 'n.png']
     assert re.search(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmgrc.config import config_path
+from mmgrc.runs.config import config_path
 
 
 @pytest.fixture
@@ -48,6 +48,6 @@ def edit(data):
 def said(monkeypatch):
     """The warnings."""
     messages = []
-    for module in ('configs', 'datasets', 'evaluators', 'models'):
-        monkeypatch.setattr(f'mmgrc.preflight.{module}.print_log', lambda message, **_: messages.append(message))
+    for module in ('config', 'preflight.datasets', 'preflight.evaluators', 'preflight.models'):
+        monkeypatch.setattr(f'mmgrc.runs.{module}.print_log', lambda message, **_: messages.append(message))
     return messages

@@ -4,9 +4,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmgrc import benchmark
-from mmgrc.benchmark import Options, compare
-from mmgrc.preflight import PreflightError
+from mmgrc.runs import benchmark
+from mmgrc.runs.benchmark import Options, compare
+from mmgrc.runs.error import PreflightError
 
 GRC = 'mmgrc::shapes/retinanet_grc_pvtv2.py'
 PLAIN = 'mmgrc::shapes/baselines/retinanet_pvtv2.py'

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from mmgrc.checkpoint import read_checkpoint
+from mmgrc.runs.checkpoint import read_checkpoint
 
 
 def test_mmengine_objects_are_read_with_the_check_on(tmp_path):

@@ -3,8 +3,8 @@
 import pytest
 from mmengine.config import Config
 
-from mmgrc.config import CONFIG_DIR
-from mmgrc.preflight.configs import load_config, unused_options
+from mmgrc.runs.config import CONFIG_DIR, load_config
+from mmgrc.runs.options import unused_options
 from tests.conftest import FAST, SHAPES_CONFIG
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mmgrc.preflight import PreflightError
+from mmgrc.runs.error import PreflightError
 from mmgrc.visualization.detections import Drawn, draw_detections, draw_predictions
 from mmgrc.visualization.predictions import class_colours, read_predictions, read_test_set
 

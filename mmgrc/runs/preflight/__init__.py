@@ -1,11 +1,8 @@
 """Checks that run before training and testing: bad input ends here, with one message that says what to do."""
 
-from .configs import load_config
 from .datasets import CocoFiles, check_datasets, is_first_of_machine, read_datasets
-from .error import PreflightError
 from .evaluators import check_evaluator
 from .models import (
-    build_model,
     check_checkpoint,
     check_optimizer,
     check_parts,
@@ -16,8 +13,6 @@ from .models import (
 
 __all__ = [
     'CocoFiles',
-    'PreflightError',
-    'build_model',
     'check_checkpoint',
     'check_datasets',
     'check_evaluator',
@@ -27,6 +22,5 @@ __all__ = [
     'check_weights',
     'check_work_dir',
     'is_first_of_machine',
-    'load_config',
     'read_datasets',
 ]

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from mmdet.datasets.api_wrappers import COCO
 
+from ..error import first
+
 __all__ = [
-    'first',
     'index_coco',
     'label_problems',
     'read_coco_file',
@@ -21,8 +22,6 @@ __all__ = [
     'require_masks',
     'why_left_out',
 ]
-
-_SHOWN = 5
 
 
 def _is_number(value: object) -> bool:
@@ -268,8 +267,3 @@ def why_left_out(annotation: Mapping, image: Mapping | None, categories: Mapping
 def _is_polygon(polygon: Sequence) -> bool:
     # As MMDetection's LoadAnnotations has it.
     return len(polygon) >= 6 and len(polygon) % 2 == 0
-
-
-def first(values: Sequence, shown: int = _SHOWN) -> str:
-    """The first values as a string, with an ellipsis where there are more."""
-    return ', '.join(map(str, values[:shown])) + (', ...' if len(values) > shown else '')

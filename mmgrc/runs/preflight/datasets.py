@@ -22,8 +22,8 @@ from mmengine.runner import Runner
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from ..datasets.coco_file import first, index_coco, label_problems, read_coco_file, require_masks, why_left_out
-from .error import PreflightError
+from ..error import PreflightError, first
+from .coco_file import index_coco, label_problems, read_coco_file, require_masks, why_left_out
 
 __all__ = [
     'CocoFiles',
@@ -114,7 +114,7 @@ class CocoFiles:
         """For each reader, as ``'val_evaluator'``, the names of its labels, and the file that they are from."""
 
     def read(self, path: str | Path) -> COCO:
-        """Read a file, see :func:`~mmgrc.datasets.coco_file.read_coco_file`.
+        """Read a file, see :func:`~mmgrc.runs.preflight.coco_file.read_coco_file`.
 
         Raises:
             PreflightError: It cannot be worked with.

@@ -18,10 +18,10 @@ from mmengine.registry import EVALUATOR, init_default_scope
 from mmengine.structures import InstanceData
 from torch.utils.data import Dataset
 
-from ..datasets.coco_file import first, require_crowd
+from ..error import PreflightError, first
+from ..quiet import quiet
+from .coco_file import require_crowd
 from .datasets import CocoFiles, head_classes, is_local, registered_class
-from .error import PreflightError
-from .quiet import quiet
 
 __all__ = ['check_evaluator']
 

@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 
 import torch
 from mmdet.datasets import CocoDataset
-from mmdet.registry import DATASETS, HOOKS, LOOPS, MODELS, PARAM_SCHEDULERS
+from mmdet.registry import DATASETS, HOOKS, LOOPS, PARAM_SCHEDULERS
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
@@ -19,17 +19,17 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import OPTIMIZERS, Registry, init_default_scope
 from torch import nn
 
+from mmgrc.models.cache import CachedBackbone
+from mmgrc.models.convert import checkpoint_state
+
 from ..checkpoint import last_good_checkpoint, read_checkpoint
-from ..datasets.coco_file import first
-from ..models.cache import CachedBackbone
-from ..models.convert import checkpoint_state
-from .configs import BUILDER_ARGUMENTS, class_arguments, find_class
+from ..config import build_model
+from ..error import PreflightError, first
+from ..options import BUILDER_ARGUMENTS, class_arguments, find_class
+from ..quiet import quiet
 from .datasets import dataset_configs, is_first_of_machine, registered_class
-from .error import PreflightError
-from .quiet import quiet
 
 __all__ = [
-    'build_model',
     'check_checkpoint',
     'check_optimizer',
     'check_parts',
@@ -132,20 +132,6 @@ def _fetch(url: str) -> Path | None:
             f'{target}, or train without: {_NO_WEIGHTS}'
         ) from error
     return target
-
-
-def build_model(config: Config) -> nn.Module:
-    """Build the model of a config, without its pre-trained weights.
-
-    Raises:
-        PreflightError: The config asks for a model that cannot be built.
-    """
-    init_default_scope(config.get('default_scope') or 'mmdet')
-    try:
-        return MODELS.build(config.model)
-    except Exception as error:
-        # The registry wraps what a constructor raises, and puts its own words before it.
-        raise PreflightError(f'the model of {config.filename} cannot be built: {error}') from error
 
 
 def check_optimizer(config: Config, model: nn.Module, amp: bool = False, auto_scale_lr: bool = False) -> OptimWrapper:

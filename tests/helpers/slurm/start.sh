@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Start a Slurm of one machine for tests: munged, slurmctld and slurmd, without systemd and without root's files.
-#   tests/slurm/start.sh FOLDER [CPUS]
+#   tests/helpers/slurm/start.sh FOLDER [CPUS]
 #
 # All state is below FOLDER, which must be readable for all up to the root (munge asks for it); daemons listen on 127.0.0.1
-# alone. Set SLURM_CONF=FOLDER/slurm.conf afterwards. tests/slurm/stop.sh FOLDER ends it.
+# alone. Set SLURM_CONF=FOLDER/slurm.conf afterwards. tests/helpers/slurm/stop.sh FOLDER ends it.
 set -euo pipefail
-folder=${1:?usage: tests/slurm/start.sh FOLDER [CPUS]}
+folder=${1:?usage: tests/helpers/slurm/start.sh FOLDER [CPUS]}
 cpus=${2:-2}
 host=$(hostname -s)
 # Free ports, for a Slurm of the machine may have the usual ones.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# End what tests/slurm/start.sh started below FOLDER: jobs first, then each daemon by its own pid file.
-#   tests/slurm/stop.sh FOLDER
+# End what tests/helpers/slurm/start.sh started below FOLDER: jobs first, then each daemon by its own pid file.
+#   tests/helpers/slurm/stop.sh FOLDER
 set -uo pipefail
-folder=${1:?usage: tests/slurm/stop.sh FOLDER}
+folder=${1:?usage: tests/helpers/slurm/stop.sh FOLDER}
 export SLURM_CONF=$folder/slurm.conf
 
 stop() { # stop NAME: only where the pid in its file is still a program of that name

@@ -10,7 +10,8 @@ from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from PIL import Image
 
-from mmgrc.preflight import CocoFiles, PreflightError, read_datasets
+from mmgrc.runs.error import PreflightError
+from mmgrc.runs.preflight import CocoFiles, read_datasets
 
 LOADERS = ('train_dataloader', 'val_dataloader')
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from mmgrc.preflight import CocoFiles, PreflightError, check_evaluator, read_datasets
+from mmgrc.runs.error import PreflightError
+from mmgrc.runs.preflight import CocoFiles, check_evaluator, read_datasets
 
 
 def check(config, phase='val'):

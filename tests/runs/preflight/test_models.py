@@ -7,9 +7,9 @@ import pytest
 import torch
 from mmdet.models import PyramidVisionTransformer
 
-from mmgrc.preflight import (
-    PreflightError,
-    build_model,
+from mmgrc.runs.config import build_model
+from mmgrc.runs.error import PreflightError
+from mmgrc.runs.preflight import (
     check_checkpoint,
     check_optimizer,
     check_parts,
@@ -101,7 +101,7 @@ def test_optimizer_is_built(config):
     ],
 )
 def test_optimizer_that_cannot_be_built(config, options, arguments, words, monkeypatch):
-    monkeypatch.setattr('mmgrc.preflight.models.get_device', lambda: 'cpu')
+    monkeypatch.setattr('mmgrc.runs.preflight.models.get_device', lambda: 'cpu')
     config.merge_from_dict(options)
     with pytest.raises(PreflightError, match=words):
         check_optimizer(config, build_model(config), **arguments)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dev.model_index import read_models, update_metafiles, write_tables
-from mmgrc.runs.error import PreflightError
+from mmgrc.runs.error import InputError
 
 
 def main() -> str | None:
@@ -19,7 +19,7 @@ def main() -> str | None:
         changed = [] if args.tables_only else update_metafiles(args.root)
         pages = [path for path in (args.root / 'README.md', *sorted(args.root.glob('docs/**/*.md'))) if path.is_file()]
         changed += write_tables(pages, read_models(args.root))
-    except (PreflightError, ValueError) as error:
+    except (InputError, ValueError) as error:
         return f'make_tables: {error}'
     print('\n'.join(f'{path} is written' for path in changed) or 'all is up to date')
     return None

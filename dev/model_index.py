@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from mmgrc.runs.benchmark import Options, count_flops
 from mmgrc.runs.config import build_model, load_config
-from mmgrc.runs.error import PreflightError
+from mmgrc.runs.error import InputError
 
 __all__ = ['count_parameters', 'model_table', 'read_models', 'update_metafiles', 'write_tables']
 
@@ -25,7 +25,7 @@ _NOT_TRAINED = 'not trained here'
 def _metafiles(root: Path) -> list[Path]:
     index = root / 'model-index.yml'
     if not index.is_file():
-        raise PreflightError(f'there is no {index}: give the root of the repository')
+        raise InputError(f'there is no {index}: give the root of the repository')
     return [root / name for name in yaml.safe_load(index.read_text())['Import']]
 
 
@@ -39,7 +39,7 @@ def read_models(root: str | Path) -> list[dict]:
         The entries, in the order of the files.
 
     Raises:
-        PreflightError: There is no index.
+        InputError: There is no index.
     """
     return [model for path in _metafiles(Path(root)) for model in yaml.safe_load(path.read_text())['Models']]
 
@@ -59,7 +59,7 @@ def update_metafiles(root: str | Path) -> list[Path]:
         The files that changed.
 
     Raises:
-        PreflightError: A config is missing, or its model cannot be built.
+        InputError: A config is missing, or its model cannot be built.
     """
     root, changed = Path(root), []
     for path in _metafiles(root):

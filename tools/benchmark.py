@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmgrc.runs.benchmark import DTYPES, Options, Result, compare
-from mmgrc.runs.error import PreflightError
+from mmgrc.runs.error import InputError
 
 
 def _table(first: Result, second: Result) -> Table:
@@ -50,7 +50,7 @@ def main() -> str | None:
     options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     try:
         results = compare(args.config, args.against, options)
-    except PreflightError as error:
+    except InputError as error:
         return f'benchmark: {error}'
     print(f'A: {results[0].name}\nB: {results[1].name}')
     Console().print(_table(*results))

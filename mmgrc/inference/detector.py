@@ -20,7 +20,7 @@ from torch import nn
 
 from mmgrc.datasets.images import read_image
 from mmgrc.engine.atomic_checkpoint_hook import write_atomically
-from mmgrc.runs.error import PreflightError
+from mmgrc.runs.error import InputError
 from mmgrc.runs.preflight import check_checkpoint
 from mmgrc.visualization.detections import Drawn, draw_detections
 from mmgrc.visualization.predictions import class_colours
@@ -39,14 +39,14 @@ def load_detector(config: Config, checkpoint: str, device: str | None = None) ->
         device: ``'cpu'``, ``'cuda:0'``, ...; None: a GPU where there is one.
 
     Raises:
-        PreflightError: The checkpoint cannot be read or is of another model, or there is no such device.
+        InputError: The checkpoint cannot be read or is of another model, or there is no such device.
     """
     if device is None:
         device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise PreflightError(f'the device {device!r} cannot be used: {str(error).splitlines()[0]}') from error
+        raise InputError(f'the device {device!r} cannot be used: {str(error).splitlines()[0]}') from error
     check_checkpoint(config, checkpoint)
     with warnings.catch_warnings():
         # The classes of the config stand in for those that a converted checkpoint lacks.
@@ -62,7 +62,7 @@ def find_images(source: str) -> list[Path]:
             or a pattern with ``*``, ``?`` or ``**``.
 
     Raises:
-        PreflightError: There are none.
+        InputError: There are none.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -70,11 +70,11 @@ def find_images(source: str) -> list[Path]:
     if path.is_dir():
         found = [p for p in sorted(path.rglob('*')) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
         if not found:
-            raise PreflightError(f'the folder {source} has no images (looked for {", ".join(IMAGE_SUFFIXES)})')
+            raise InputError(f'the folder {source} has no images (looked for {", ".join(IMAGE_SUFFIXES)})')
         return found
     found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
     if not found:
-        raise PreflightError(f'there is no image, no folder and no match of a pattern at {source}')
+        raise InputError(f'there is no image, no folder and no match of a pattern at {source}')
     return found
 
 
@@ -86,7 +86,7 @@ def select_classes(model: nn.Module, names: Sequence[str] | None) -> list[int]:
         names: Names of classes; None stands for all.
 
     Raises:
-        PreflightError: The detector has no class of a name.
+        InputError: The detector has no class of a name.
     """
     classes = list(model.dataset_meta['classes'])
     if names is None:
@@ -94,7 +94,7 @@ def select_classes(model: nn.Module, names: Sequence[str] | None) -> list[int]:
     for name in names:
         if name not in classes:
             near = difflib.get_close_matches(name, classes, n=3) or classes
-            raise PreflightError(f'the detector has no class {name!r}; did you mean one of these? {", ".join(near)}')
+            raise InputError(f'the detector has no class {name!r}; did you mean one of these? {", ".join(near)}')
     return [classes.index(name) for name in names]
 
 

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .config import build_model, load_config
-from .error import PreflightError
+from .error import InputError
 
 __all__ = ['Options', 'Result', 'Spread', 'compare', 'count_flops', 'stock_config']
 
@@ -57,20 +57,20 @@ class Options:
     threads: int | None = None
 
     def check(self) -> None:
-        """Raise a :class:`~mmgrc.runs.error.PreflightError` that names the first option with a bad value."""
+        """Raise a :class:`~mmgrc.runs.error.InputError` that names the first option with a bad value."""
         for name, allowed in (('mode', ('eval', 'train')), ('part', ('backbone', 'detector')), ('dtype', DTYPES)):
             if getattr(self, name) not in allowed:
-                raise PreflightError(f'{name} {getattr(self, name)!r}: allowed are {", ".join(allowed)}')
+                raise InputError(f'{name} {getattr(self, name)!r}: allowed are {", ".join(allowed)}')
         if min(self.size) < 32:
-            raise PreflightError(f'size {self.size}: rows and columns must be at least 32 pixels')
+            raise InputError(f'size {self.size}: rows and columns must be at least 32 pixels')
         for name in ('batch', 'runs', 'threads'):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise PreflightError(f'{name} {value}: give a number from 1 up')
+                raise InputError(f'{name} {value}: give a number from 1 up')
         try:
             torch.empty(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            raise PreflightError(f'device {self.device!r} cannot be used: {error}') from error
+            raise InputError(f'device {self.device!r} cannot be used: {error}') from error
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ def stock_config(config: Config) -> Config:
     """The same config on MMDetection's class of the backbone, without a memory.
 
     Raises:
-        PreflightError: The backbone is none of this package's.
+        InputError: The backbone is none of this package's.
     """
     config = copy.deepcopy(config)
     backbone = config.model.backbone
     name = backbone.type
     if not isinstance(name, str) or not name.startswith('GRC'):
-        raise PreflightError(f'the backbone {name} has no stock class of the same name: only GRC backbones have')
+        raise InputError(f'the backbone {name} has no stock class of the same name: only GRC backbones have')
     backbone.type = f'mmdet.{name.removeprefix("GRC")}'
     backbone.pop('grc', None)
     return config
@@ -118,7 +118,7 @@ def _load(path: str, against: str | None) -> Config:
     return stock_config(config) if against == 'stock' else config
 
 
-def _build(config: Config, options: Options) -> tuple[nn.Module, Callable[[], object]]:
+def _build_pass(config: Config, options: Options) -> tuple[nn.Module, Callable[[], object]]:
     """The model, and a function that runs one pass."""
     torch.manual_seed(0)
     config = copy.deepcopy(config)
@@ -201,7 +201,7 @@ def count_flops(config: Config, options: Options) -> int:
     device = 'meta' if options.part == 'backbone' else options.device
     # A compiled graph would hide what it runs.
     plain = replace(options, mode='eval', dtype='fp32', compile=False, device=device)
-    return _count(_build(config, plain)[1])
+    return _count(_build_pass(config, plain)[1])
 
 
 def _count(run: Callable[[], object]) -> int:
@@ -219,11 +219,11 @@ def _resident() -> int:
 
 def _peak_memory(path: str, against: str | None, options: Options) -> float:
     """Runs in a process of its own: two passes, since the first of training has no gradients yet."""
-    _prepare(options)
+    _set_up_process(options)
     config = _load(path, against)
     cuda = torch.device(options.device).type == 'cuda'
     before = 0 if cuda else _resident()
-    _, run = _build(config, options)
+    _, run = _build_pass(config, options)
     for _ in range(2):
         run()
     if cuda:
@@ -232,7 +232,7 @@ def _peak_memory(path: str, against: str | None, options: Options) -> float:
     return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before, 0)
 
 
-def _prepare(options: Options) -> None:
+def _set_up_process(options: Options) -> None:
     # The models' words on their initial weights are of no use here.
     MMLogger.get_instance('mmengine', log_level='ERROR')
     if options.threads is not None:
@@ -254,16 +254,16 @@ def compare(path: str, against: str, options: Options) -> tuple[Result, Result]:
         The measurements of both.
 
     Raises:
-        PreflightError: An option or a config cannot be used.
+        InputError: An option or a config cannot be used.
     """
     options.check()
-    _prepare(options)
+    _set_up_process(options)
     sides = ((path, None), (path, 'stock') if against == 'stock' else (against, None))
     names = (path, f'stock {path}' if against == 'stock' else against)
     # First of all: a process starts with the peak of the one that started it.
     with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
         peaks = [pool.apply(_peak_memory, (*side, options)) for side in sides]
-    built = [_build(_load(*side), options) for side in sides]
+    built = [_build_pass(_load(*side), options) for side in sides]
     states = [{key: value.clone() for key, value in model.named_buffers()} for model, _ in built]
     for _, run in built:
         run()

@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from .error import PreflightError
+from .error import InputError
 from .options import unused_options
 
 __all__ = ['CONFIG_DIR', 'build_model', 'config_path', 'load_config', 'register_config_prefix']
@@ -88,17 +88,17 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
         options: What ``--cfg-options`` gave.
 
     Raises:
-        PreflightError: There is no such config, or it cannot be read.
+        InputError: There is no such config, or it cannot be read.
     """
     try:
         resolved = Path(config_path(path))
     except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
-        raise PreflightError(str(error)) from error
+        raise InputError(str(error)) from error
     if not resolved.is_file():
         own = sorted(str(Path('configs') / p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob('*.py'))
         own = [name for name in own if '_base_' not in Path(name).parts]
         near = difflib.get_close_matches(path, own, n=3, cutoff=0.5) or own
-        raise PreflightError(f'there is no config {path}. Did you mean one of these? {", ".join(near)}')
+        raise InputError(f'there is no config {path}. Did you mean one of these? {", ".join(near)}')
     # Said by mmengine at each base config. requirements.txt pins setuptools, which is the remedy.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     try:
@@ -107,7 +107,7 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
         config.merge_from_dict(dict(options or {}))
     except Exception as error:
         # Configs are Python: anything may go wrong in them.
-        raise PreflightError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
+        raise InputError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
     for message in unused_options(before, config.to_dict(), options or {}):
         print_log(message, logger='current', level=logging.WARNING)
     return config
@@ -117,11 +117,11 @@ def build_model(config: Config) -> nn.Module:
     """Build the model of a config, without its pre-trained weights.
 
     Raises:
-        PreflightError: The config asks for a model that cannot be built.
+        InputError: The config asks for a model that cannot be built.
     """
     init_default_scope(config.get('default_scope') or 'mmdet')
     try:
         return MODELS.build(config.model)
     except Exception as error:
         # The registry wraps what a constructor raises, and puts its own words before it.
-        raise PreflightError(f'the model of {config.filename} cannot be built: {error}') from error
+        raise InputError(f'the model of {config.filename} cannot be built: {error}') from error

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ['PreflightError', 'first']
+__all__ = ['InputError', 'first_few']
 
 _SHOWN = 5
 
 
-class PreflightError(Exception):
+class InputError(Exception):
     """Input with which a run cannot work. The message names it and says what to do."""
 
 
-def first(values: Sequence, shown: int = _SHOWN) -> str:
+def first_few(values: Sequence, shown: int = _SHOWN) -> str:
     """The first values as a string, with an ellipsis where there are more."""
     return ', '.join(map(str, values[:shown])) + (', ...' if len(values) > shown else '')

@@ -16,11 +16,17 @@ from mmengine.config import Config
 
 from mmgrc.engine.atomic_checkpoint_hook import CheckpointWriteError
 from mmgrc.engine.data_error_hook import DataError
-from mmgrc.engine.ranks import LauncherError, check_environment, read_slurm_environment, start_cpu_ranks
+from mmgrc.engine.ranks import (
+    LauncherError,
+    check_launcher,
+    is_first_of_machine,
+    read_slurm_environment,
+    start_cpu_ranks,
+)
 from mmgrc.engine.stop_signal_hook import TrainingStopped
 
 from .config import build_model, config_path, load_config
-from .error import PreflightError
+from .error import InputError
 from .preflight import (
     CocoFiles,
     check_checkpoint,
@@ -31,7 +37,6 @@ from .preflight import (
     check_resume,
     check_weights,
     check_work_dir,
-    is_first_of_machine,
     read_datasets,
 )
 
@@ -46,7 +51,7 @@ _EXIT_STOPPED, _EXIT_INTERRUPTED = 75, 130
 def _load_tool(name: str) -> ModuleType:
     path = Path(mmdet.__file__).parent / '.mim' / 'tools' / f'{name}.py'
     if not path.is_file():
-        raise PreflightError(
+        raise InputError(
             f'the installed mmdet has no {path}: it was not installed from its wheel. Type: pip install '
             '--force-reinstall --no-deps mmdet==3.3.0'
         )
@@ -72,7 +77,7 @@ def _check_train(args: Namespace, config: Config) -> None:
 
 def _check_test(args: Namespace, config: Config) -> None:
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
-        raise PreflightError(f'--out {args.out}: the predictions are a pickle; name it .pkl')
+        raise InputError(f'--out {args.out}: the predictions are a pickle; name it .pkl')
     check_checkpoint(config, args.checkpoint)
 
 
@@ -94,14 +99,14 @@ def _prepare(name: str, args: Namespace) -> None:
     """Check what the user gave, and bring ``args`` to what MMDetection's tool needs.
 
     Raises:
-        PreflightError: The run cannot work.
+        InputError: The run cannot work.
     """
     config = load_config(args.config, args.cfg_options)
     if args.launcher in ('pytorch', 'slurm'):
         try:
-            check_environment(args.launcher)
+            check_launcher(args.launcher)
         except LauncherError as error:
-            raise PreflightError(str(error)) from error
+            raise InputError(str(error)) from error
     check_datasets(config, _LOADERS[name])
     _CHECKS[name](args, config)
     if is_first_of_machine():
@@ -150,7 +155,7 @@ def main(name: str) -> str | None:
         # The tool gets the arguments as they were prepared.
         tool.parse_args = lambda: args
         message = _run(tool)
-    except PreflightError as error:
+    except InputError as error:
         message = str(error)
     except TrainingStopped as error:
         stopped = str(error)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 
-import mmdet.registry
-from mmengine.registry import Registry
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from .error import first
+from .classes import ANYWHERE, BUILDER_ARGUMENTS, class_arguments
+from .error import first_few
 
-__all__ = ['BUILDER_ARGUMENTS', 'class_arguments', 'find_class', 'unused_options']
+__all__ = ['unused_options']
 
 _RUNNER = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
 # What MMEngine's Runner and MMDetection's tools read of a config beside the Runner's arguments.
@@ -23,14 +21,6 @@ _READ = _RUNNER | {
     *('model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline'),
 }
 _LOADER = {*inspect.signature(DataLoader.__init__).parameters, 'num_batch_per_epoch', 'disable_subprocess_warning'}
-_ANYWHERE = {'type', '_delete_', '_scope_'}
-# What MMEngine's builders take out of an entry before its class is made.
-BUILDER_ARGUMENTS = {
-    'optim_wrapper': {'optimizer', 'paramwise_cfg', 'constructor'},
-    'param_scheduler': {'convert_to_iter_based'},
-    'default_hooks': {'priority'},
-    'custom_hooks': {'priority'},
-}
 # How like two names are of which one may be the other misspelt, from 0 to 1.
 _LIKE = 0.85
 
@@ -57,7 +47,7 @@ def unused_options(before: Mapping, config: Mapping, options: Iterable[str]) -> 
             where, name, allowed, strict = found
             near = difflib.get_close_matches(name, sorted(allowed), cutoff=0.6 if strict else _LIKE)
             if strict or near:
-                meant = f'Did you mean {where}{near[0]}?' if near else f'It takes: {first(sorted(allowed), 20)}.'
+                meant = f'Did you mean {where}{near[0]}?' if near else f'It takes: {first_few(sorted(allowed), 20)}.'
                 yield f'the option {key}: nothing reads {where}{name}. {meant}'
     for name in config:
         if name not in _READ and isinstance(config[name], dict | list):
@@ -72,7 +62,7 @@ def _unused_at_top(key: str, config: Mapping) -> str:
     places = [path for top in sorted(_READ & set(config)) for path in _paths(config[top], top, key.rsplit('.', 1)[-1])]
     if near := difflib.get_close_matches(name, sorted(_READ), n=1, cutoff=0.6 if not places else _LIKE):
         return f'the option {key}: nothing reads {name}. Did you mean {near[0]}?'
-    where = f'Set where it is used: {first(places)}' if places else f'What is read: {first(sorted(_READ), 50)}'
+    where = f'Set where it is used: {first_few(places)}' if places else f'What is read: {first_few(sorted(_READ), 50)}'
     return f'the option {key}: nothing reads {name}. {where}.'
 
 
@@ -98,7 +88,7 @@ def _first_new(before: object, config: object, names: list[str]) -> tuple[str, s
             if path and not (isinstance(before, Mapping) and name in before):
                 allowed = _arguments(config, path)
                 if allowed is not None:
-                    return None if name in allowed else ('.'.join([*path, '']), name, allowed - _ANYWHERE, True)
+                    return None if name in allowed else ('.'.join([*path, '']), name, allowed - ANYWHERE, True)
                 beside = set(before) if isinstance(before, Mapping) else set()
                 return '.'.join([*path, '']), name, beside, False
             before = before.get(name) if isinstance(before, Mapping) else None
@@ -114,35 +104,3 @@ def _arguments(config: Mapping, path: list[str]) -> set[str] | None:
     default = {'type': 'OptimWrapper'} if path == ['optim_wrapper'] else {}
     names = class_arguments({**default, **config})
     return names and names | (BUILDER_ARGUMENTS.get(path[0], set()) if len(path) < 3 else set())
-
-
-def class_arguments(config: Mapping) -> set[str] | None:
-    """The keys that a dictionary may have whose class is its ``type``; None where that cannot be told."""
-    kind = config.get('type')
-    if isinstance(kind, str):
-        kind = find_class(kind.rsplit('.', 1)[-1])
-    if not isinstance(kind, type):
-        return None
-    names = set(_ANYWHERE)
-    for parent in kind.__mro__:
-        if '__init__' not in vars(parent):
-            continue
-        parameters = inspect.signature(parent.__init__).parameters.values()
-        names.update(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-        # Only with **kwargs does a parent get more.
-        if parent is object or not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            return None if parent is object else names - {'self'}
-    return None
-
-
-@functools.cache
-def find_class(name: str) -> type | None:
-    """The class that a registry of MMDetection or MMEngine has under a name."""
-    for registry in vars(mmdet.registry).values():
-        if not isinstance(registry, Registry):
-            continue
-        registry.import_from_location()
-        for place in (registry, registry.parent):
-            if place is not None and name in place.module_dict:
-                return place.module_dict[name]
-    return None

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from dev.model_index import FLOPS_SIZE, count_parameters, model_table, read_models, update_metafiles, write_tables
 from mmgrc.runs.benchmark import Options, count_flops
 from mmgrc.runs.config import CONFIG_DIR
-from mmgrc.runs.error import PreflightError
+from mmgrc.runs.error import InputError
 from tests.conftest import REPOSITORY
 
 MODELS = read_models(REPOSITORY)
@@ -120,7 +120,7 @@ def test_the_command_brings_all_up_to_date(copy):
 
 
 def test_bad_input(copy, tmp_path):
-    with pytest.raises(PreflightError, match=r'there is no .*model-index\.yml'):
+    with pytest.raises(InputError, match=r'there is no .*model-index\.yml'):
         read_models(tmp_path / 'nothing')
     (copy / 'README.md').write_text('<!-- models of yolo, by `make tables` -->\n<!-- end of models -->\n')
     result = make_tables('--root', copy, '--tables-only')

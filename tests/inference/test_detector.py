@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mmgrc.inference import detect, detector, find_images, load_detector, select_classes
-from mmgrc.runs.error import PreflightError
+from mmgrc.runs.error import InputError
 
 
 @pytest.fixture(scope='module')
@@ -68,7 +68,7 @@ def test_threshold_and_classes(model, shapes, tmp_path):
     assert [[a[key] for key in strip] for a in kept] == [
         [a[key] for key in strip] for a in everything if a['score'] >= threshold and a['category_id'] in (1, 2)
     ]
-    with pytest.raises(PreflightError, match=r"no class 'sqare'; did you mean one of these\? square"):
+    with pytest.raises(InputError, match=r"no class 'sqare'; did you mean one of these\? square"):
         select_classes(model, ['sqare'])
 
 
@@ -172,13 +172,13 @@ def test_patterns(tmp_path):
     for name in ('a1.jpg', 'a2.jpg', 'b1.jpg'):
         (tmp_path / name).write_bytes(b'')
     assert [path.name for path in find_images(f'{tmp_path}/a*.jpg')] == ['a1.jpg', 'a2.jpg']
-    with pytest.raises(PreflightError, match='no match of a pattern'):
+    with pytest.raises(InputError, match='no match of a pattern'):
         find_images(f'{tmp_path}/c*.jpg')
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(PreflightError, match='has no images'):
+    with pytest.raises(InputError, match='has no images'):
         find_images(str(tmp_path / 'empty'))
 
 
 def test_unknown_device(config, trained):
-    with pytest.raises(PreflightError, match="the device 'cuda:77' cannot be used"):
+    with pytest.raises(InputError, match="the device 'cuda:77' cannot be used"):
         load_detector(config, str(trained / 'epoch_2.pth'), 'cuda:77')

@@ -6,7 +6,7 @@ from mmengine.config import Config
 
 from mmgrc.runs import benchmark
 from mmgrc.runs.benchmark import Options, compare
-from mmgrc.runs.error import PreflightError
+from mmgrc.runs.error import InputError
 
 GRC = 'mmgrc::shapes/retinanet_grc_pvtv2.py'
 PLAIN = 'mmgrc::shapes/baselines/retinanet_pvtv2.py'
@@ -63,5 +63,5 @@ def test_whole_detector(run_tool, tmp_path):
     ],
 )
 def test_bad_input(paths, options, message):
-    with pytest.raises(PreflightError, match=message):
+    with pytest.raises(InputError, match=message):
         compare(*paths, Options(**options))

@@ -1,6 +1,6 @@
 """Checks that run before training and testing: bad input ends here, with one message that says what to do."""
 
-from .datasets import CocoFiles, check_datasets, is_first_of_machine, read_datasets
+from .datasets import CocoFiles, check_datasets, read_datasets
 from .evaluators import check_evaluator
 from .models import (
     check_checkpoint,
@@ -21,6 +21,5 @@ __all__ = [
     'check_resume',
     'check_weights',
     'check_work_dir',
-    'is_first_of_machine',
     'read_datasets',
 ]

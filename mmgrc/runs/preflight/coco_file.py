@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mmdet.datasets.api_wrappers import COCO
 
-from ..error import first
+from ..error import first_few
 
 __all__ = [
     'index_coco',
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-def _is_number(value: object) -> bool:
+def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -37,7 +37,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_size(value: object) -> bool:
-    return _is_number(value) and value > 0
+    return _is_finite(value) and value > 0
 
 
 def _is_name(value: object) -> bool:
@@ -45,7 +45,7 @@ def _is_name(value: object) -> bool:
 
 
 def _is_box(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value))
 
 
 def _is_flag(value: object) -> bool:
@@ -58,7 +58,7 @@ def _is_segmentation(value: object) -> bool:
         return 'counts' in value and isinstance(size, list) and len(size) == 2 and all(map(_is_whole, size))
     # The coordinates of a polygon are of one kind: the first one stands for all.
     return isinstance(value, list) and all(
-        isinstance(polygon, list) and (not polygon or _is_number(polygon[0])) for polygon in value
+        isinstance(polygon, list) and (not polygon or _is_finite(polygon[0])) for polygon in value
     )
 
 
@@ -85,7 +85,7 @@ _REQUIRED = {
         _Field('image_id', _is_id, 'the id of an image'),
         _Field('category_id', _is_id, 'the id of a category'),
         _Field('bbox', _is_box, 'four finite numbers: left, top, width and height'),
-        _Field('area', _is_number, 'a finite number'),
+        _Field('area', _is_finite, 'a finite number'),
     ),
 }
 _CROWD = _Field('iscrowd', _is_flag, '0 or 1')
@@ -213,8 +213,8 @@ def label_problems(coco: COCO, classes: Sequence[str]) -> tuple[tuple[str, ...],
     names = [category['name'] for category in coco.dataset['categories']]
     if absent := [name for name in classes if name not in names]:
         raise ValueError(
-            f'it lacks {len(absent)} of the {len(classes)} classes of the data set: {first(absent)}. It has: '
-            f'{first(names)}. Set dataset.metainfo.classes, and num_classes of the heads, to what it has.'
+            f'it lacks {len(absent)} of the {len(classes)} classes of the data set: {first_few(absent)}. It has: '
+            f'{first_few(names)}. Set dataset.metainfo.classes, and num_classes of the heads, to what it has.'
         )
     ids = coco.get_cat_ids(cat_names=classes)
     by_label = tuple(coco.cats[category]['name'] for category in ids)
@@ -222,7 +222,7 @@ def label_problems(coco: COCO, classes: Sequence[str]) -> tuple[tuple[str, ...],
     doubled = sorted({name for name in by_label if by_label.count(name) > 1})
     if doubled:
         same = [category for category in ids if coco.cats[category]['name'] == doubled[0]]
-        message = f'{len(same)} categories have the same name {doubled[0]!r} (ids {first(same)})'
+        message = f'{len(same)} categories have the same name {doubled[0]!r} (ids {first_few(same)})'
         if any(label >= len(classes) or by_label[label] != classes[label] for label in used):
             raise ValueError(
                 f'{message}: MMDetection numbers both, so that labels go to other classes, or beyond the last. Remove '

@@ -17,12 +17,13 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
-from mmengine.registry import Registry, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from ..error import PreflightError, first
+from ..classes import registered_class
+from ..error import InputError, first_few
 from .coco_file import index_coco, label_problems, read_coco_file, require_masks, why_left_out
 
 __all__ = [
@@ -30,21 +31,14 @@ __all__ = [
     'check_datasets',
     'dataset_configs',
     'head_classes',
-    'is_first_of_machine',
     'is_local',
     'read_datasets',
-    'registered_class',
 ]
 
 _T = TypeVar('_T')
 # So many images of a file are opened, evenly over it: a fault of all images is seen, and COCO's check takes a second.
 _HEADERS = 2000
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
-
-
-def is_first_of_machine() -> bool:
-    """Whether this is the process of its machine that checks what all of them read."""
-    return all(os.environ.get(name, '0') == '0' for name in ('LOCAL_RANK', 'SLURM_LOCALID'))
 
 
 def dataset_configs(config: Mapping) -> Iterator[dict]:
@@ -63,13 +57,6 @@ def is_local(path: str, backend_args: Mapping | None) -> bool:
     return '://' not in path and (backend_args or {}).get('backend', 'local') == 'local'
 
 
-def registered_class(config: Mapping, registry: Registry) -> type | None:
-    """The class that a dictionary names as its ``type``; None where a registry has none of that name."""
-    kind = config.get('type')
-    kind = registry.get(kind) if isinstance(kind, str) else kind
-    return kind if isinstance(kind, type) else None
-
-
 def check_datasets(config: Config, loaders: Sequence[str]) -> None:
     """Check that annotations and image folders are where the config says.
 
@@ -78,7 +65,7 @@ def check_datasets(config: Config, loaders: Sequence[str]) -> None:
         loaders: Names of the data loaders that the run will use.
 
     Raises:
-        PreflightError: One is missing.
+        InputError: One is missing.
     """
     for loader in loaders:
         if not config.get(loader):
@@ -90,7 +77,7 @@ def check_datasets(config: Config, loaders: Sequence[str]) -> None:
                     continue
                 path = Path(root, path)
                 if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-                    raise PreflightError(_missing_data(path, root, loader))
+                    raise InputError(_missing_data(path, root, loader))
 
 
 def _missing_data(path: Path, root: str, loader: str) -> str:
@@ -117,14 +104,14 @@ class CocoFiles:
         """Read a file, see :func:`~mmgrc.runs.preflight.coco_file.read_coco_file`.
 
         Raises:
-            PreflightError: It cannot be worked with.
+            InputError: It cannot be worked with.
         """
         key = Path(path).resolve()
         if key not in self._files:
             try:
                 self._files[key] = index_coco(read_coco_file(path))
             except ValueError as error:
-                raise PreflightError(str(error)) from error
+                raise InputError(str(error)) from error
         return self._files[key]
 
     def compare_labels(self, reader: str, path: str, classes: Sequence[str]) -> list[str]:
@@ -134,19 +121,19 @@ class CocoFiles:
             What is to be said of them.
 
         Raises:
-            PreflightError: A label cannot work, or stands for another class than with another reader.
+            InputError: A label cannot work, or stands for another class than with another reader.
         """
         try:
             names, problem = label_problems(self.read(path), classes)
         except ValueError as error:
-            raise PreflightError(f'{path}, of {reader}: {error}') from error
+            raise InputError(f'{path}, of {reader}: {error}') from error
         for other, (other_names, other_path) in self.labels.items():
             if names != other_names:
-                raise PreflightError(
+                raise InputError(
                     f'the categories of {path} ({reader}) and of {other_path} ({other}) stand in different orders: '
-                    f'{first(names)} against {first(other_names)}. MMDetection numbers them in the order of the file, '
-                    "so that a label would stand for another class in each. Bring the files' lists of categories to "
-                    'one order.'
+                    f'{first_few(names)} against {first_few(other_names)}. MMDetection numbers them in the order of '
+                    "the file, so that a label would stand for another class in each. Bring the files' lists of "
+                    'categories to one order.'
                 )
         self.labels[reader] = names, str(path)
         return [problem] if problem else []
@@ -187,7 +174,7 @@ def read_datasets(config: Config, loaders: Sequence[str], files: CocoFiles) -> d
         The data set of each loader; None where it has a reader of its own.
 
     Raises:
-        PreflightError: Nothing can be trained or tested with the data, or a loader cannot be built.
+        InputError: Nothing can be trained or tested with the data, or a loader cannot be built.
     """
     init_default_scope(config.get('default_scope') or 'mmdet')
     datasets = {}
@@ -195,7 +182,7 @@ def read_datasets(config: Config, loaders: Sequence[str], files: CocoFiles) -> d
         if not config.get(loader):
             continue
         sets = _Sets(loader, files, [], [], [])
-        datasets[loader] = _build(config[loader]['dataset'], config, sets)
+        datasets[loader] = _build_dataset(config[loader]['dataset'], config, sets)
         for warning in sets.warnings:
             print_log(warning, logger='current', level=logging.WARNING)
         _require_objects(datasets[loader], sets)
@@ -203,14 +190,13 @@ def read_datasets(config: Config, loaders: Sequence[str], files: CocoFiles) -> d
     return datasets
 
 
-def _build(config: dict, whole: Config, sets: _Sets) -> Dataset | None:
+def _build_dataset(config: dict, whole: Config, sets: _Sets) -> Dataset | None:
     """The data set of an entry, read; None where one in it has a reader of its own."""
     wrapped = next((key for key in ('dataset', 'datasets') if key in config), None)
     if wrapped is None:
-        return _read(config, whole, sets)
-    inner = [
-        _build(entry, whole, sets) for entry in ([config['dataset']] if wrapped == 'dataset' else config['datasets'])
-    ]
+        return _read_coco(config, whole, sets)
+    entries = [config['dataset']] if wrapped == 'dataset' else config['datasets']
+    inner = [_build_dataset(entry, whole, sets) for entry in entries]
     if None in inner:
         return None
     return _call(
@@ -224,10 +210,10 @@ def _call(function: Callable[[], _T], message: str) -> _T:
         return function()
     except Exception as error:
         # Whatever a class of MMDetection or of a plug-in raises when it is made.
-        raise PreflightError(f'{message}: {type(error).__name__}: {error}') from error
+        raise InputError(f'{message}: {type(error).__name__}: {error}') from error
 
 
-def _read(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
+def _read_coco(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
     """A data set in COCO's format, read by MMDetection and compared with its file."""
     kind = registered_class(config, DATASETS)
     if kind is None or not _reads_plain_coco(kind):
@@ -246,7 +232,7 @@ def _read(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
         try:
             require_masks(path, coco.dataset, coco.get_cat_ids(cat_names=classes))
         except ValueError as error:
-            raise PreflightError(str(error)) from error
+            raise InputError(str(error)) from error
     # MMDetection's own reader, on the file as it was read already.
     dataset.COCOAPI = lambda _: coco
     found = _call(dataset.load_data_list, f'MMDetection cannot read {path}, of {sets.loader}')
@@ -270,17 +256,17 @@ def _reads_plain_coco(kind: type) -> bool:
 def _classes(dataset: BaseDataset, loader: str) -> Sequence[str]:
     classes = dataset.metainfo.get('classes')
     if isinstance(classes, str):
-        raise PreflightError(
+        raise InputError(
             f'metainfo.classes={classes!r} of the data set of {loader} is a string, whose letters would be the '
             f'classes. Write a tuple, with a comma: classes=({classes!r},)'
         )
     if not isinstance(classes, Sequence) or not classes or not all(isinstance(name, str) for name in classes):
-        raise PreflightError(
+        raise InputError(
             f'metainfo.classes={classes!r} of the data set of {loader}: give a tuple of names, as in the categories of '
             'its annotations'
         )
     if doubled := [name for name, count in Counter(classes).items() if count > 1]:
-        raise PreflightError(f'metainfo.classes of the data set of {loader} names {doubled[0]!r} twice')
+        raise InputError(f'metainfo.classes of the data set of {loader} names {doubled[0]!r} twice')
     return tuple(classes)
 
 
@@ -291,8 +277,8 @@ def _loads_masks(dataset: BaseDataset) -> bool:
 def _check_heads(config: Config, classes: Sequence[str], loader: str) -> None:
     for name, value in head_classes(config.model):
         if isinstance(value, int) and value < len(classes):
-            raise PreflightError(
-                f'{name}={value}, but the data set of {loader} has {len(classes)} classes ({first(classes)}). Set '
+            raise InputError(
+                f'{name}={value}, but the data set of {loader} has {len(classes)} classes ({first_few(classes)}). Set '
                 f'num_classes of the heads to {len(classes)}'
             )
 
@@ -317,7 +303,7 @@ def _left_out(
     problems = []
     if len(images) != len(found):
         ids = [key for key, count in Counter(image['id'] for image in images).items() if count > 1]
-        problems.append(f'{len(images) - len(found)} images are lost, since others have the same id ({first(ids)})')
+        problems.append(f'{len(images) - len(found)} images are lost, since others have the same id ({first_few(ids)})')
     names = set(classes)
     # Left out on purpose: objects of categories that the config does not name, and those marked so.
     unwanted = {key for key, category in coco.cats.items() if category['name'] not in names}
@@ -337,7 +323,7 @@ def _left_out(
             if reason or not (whole or _takes(dataset, annotation, image)):
                 kinds.setdefault(reason or "that MMDetection's reader does not take", []).append(annotation['id'])
     if kinds:
-        counted = ', '.join(f'{len(ids)} {kind} (annotation {first(ids)})' for kind, ids in kinds.items())
+        counted = ', '.join(f'{len(ids)} {kind} (annotation {first_few(ids)})' for kind, ids in kinds.items())
         problems.append(f'some of its {len(annotations)} annotations are left out: {counted}')
     return problems
 
@@ -350,7 +336,7 @@ def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> lis
     """Compare the images themselves with what the file says of them.
 
     Raises:
-        PreflightError: One is missing, or cannot be read.
+        InputError: One is missing, or cannot be read.
     """
     if any('://' in info['img_path'] for info in found[:1]):
         return []
@@ -361,9 +347,9 @@ def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> lis
     }
     absent = [os.path.join(parent, name) for parent, name in paths if name not in listings.get(parent, ())]
     if absent:
-        raise PreflightError(
-            f'{len(absent)} of the {len(paths)} images of {path} are not where it says: {first(absent, 3)}. The config '
-            f'looks for them in {dataset.data_prefix.get("img") or "the working directory"}.'
+        raise InputError(
+            f'{len(absent)} of the {len(paths)} images of {path} are not where it says: {first_few(absent, 3)}. The '
+            f'config looks for them in {dataset.data_prefix.get("img") or "the working directory"}.'
         )
     loader = next((step for step in dataset.pipeline.transforms if isinstance(step, LoadImageFromFile)), None)
     if loader is None:
@@ -381,9 +367,9 @@ def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> lis
         elif size != stated:
             other.append((info['img_path'], stated, size))
     if unread and not other and not loader.ignore_empty:
-        raise PreflightError(
-            f'{len(unread)} images of {path} cannot be decoded: {first(unread, 3)}. Replace them, or remove them from '
-            'the annotations.'
+        raise InputError(
+            f'{len(unread)} images of {path} cannot be decoded: {first_few(unread, 3)}. Replace them, or remove them '
+            'from the annotations.'
         )
     if not other:
         return []
@@ -421,22 +407,22 @@ def _require_objects(dataset: Dataset | None, sets: _Sets) -> None:
     """Refuse a training without any object, whatever wrappers stand around its data sets.
 
     Raises:
-        PreflightError: There is none.
+        InputError: There is none.
     """
     # One with a reader of its own may have objects.
     if dataset is None or not sets.loader.startswith('train') or (len(dataset) and any(sets.objects)):
         return
-    files = first(list(dict.fromkeys(one.ann_file for one in sets.read)), 3)
-    raise PreflightError(
+    files = first_few(list(dict.fromkeys(one.ann_file for one in sets.read)), 3)
+    raise InputError(
         f'the data set of {sets.loader} is empty: {files} has no usable annotation of its classes '
-        f'({first(sets.read[0].metainfo["classes"]) if sets.read else ""})'
+        f'({first_few(sets.read[0].metainfo["classes"]) if sets.read else ""})'
     )
 
 
 def _build_loader(config: dict, dataset: Dataset | None, loader: str) -> None:
     """Build a loader as the run will, without starting it."""
     if config.get('persistent_workers') and not config.get('num_workers'):
-        raise PreflightError(
+        raise InputError(
             f'{loader}: num_workers={config.get("num_workers", 0)} with persistent_workers=True cannot work. Add to '
             f'--cfg-options: {loader}.persistent_workers=False'
         )

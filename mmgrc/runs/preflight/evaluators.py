@@ -18,10 +18,11 @@ from mmengine.registry import EVALUATOR, init_default_scope
 from mmengine.structures import InstanceData
 from torch.utils.data import Dataset
 
-from ..error import PreflightError, first
+from ..classes import registered_class
+from ..error import InputError, first_few
 from ..quiet import quiet
 from .coco_file import require_crowd
-from .datasets import CocoFiles, head_classes, is_local, registered_class
+from .datasets import CocoFiles, head_classes, is_local
 
 __all__ = ['check_evaluator']
 
@@ -39,7 +40,7 @@ def check_evaluator(config: Config, phase: str, dataset: Dataset | None, files: 
         files: Keeps what was read.
 
     Raises:
-        PreflightError: The evaluator cannot be built, or its file does not go with the data set, or the evaluation of
+        InputError: The evaluator cannot be built, or its file does not go with the data set, or the evaluation of
             made-up detections fails.
     """
     names = [f'{phase}_{part}' for part in ('dataloader', 'cfg', 'evaluator')]
@@ -47,7 +48,7 @@ def check_evaluator(config: Config, phase: str, dataset: Dataset | None, files: 
     if len(lacking) == 3:
         return
     if lacking:
-        raise PreflightError(
+        raise InputError(
             f'{" and ".join(lacking)} of the config {"is" if len(lacking) == 1 else "are"} not set, '
             f'{" and ".join(name for name in names if name not in lacking)} {"is" if len(lacking) == 2 else "are"}. '
             'MMEngine needs all three, or none of them'
@@ -61,7 +62,7 @@ def check_evaluator(config: Config, phase: str, dataset: Dataset | None, files: 
             evaluator = EVALUATOR.build(dict(settings)) if _has_metrics(settings) else Evaluator(settings)
     except Exception as error:
         # Whatever a metric raises when it is made.
-        raise PreflightError(f'{name} cannot be built: {type(error).__name__}: {error}') from error
+        raise InputError(f'{name} cannot be built: {type(error).__name__}: {error}') from error
     coco = [metric for metric in evaluator.metrics if isinstance(metric, CocoMetric) and not metric.format_only]
     if coco and hasattr(dataset, 'get_data_info') and len(dataset):
         _try(evaluator, coco, dataset, name)
@@ -97,7 +98,7 @@ def _check_file(config: Config, metric: Mapping, name: str, dataset: Dataset | N
         try:
             require_crowd(path, coco.dataset)
         except ValueError as error:
-            raise PreflightError(f'{name}: {error}') from error
+            raise InputError(f'{name}: {error}') from error
     if 0 in coco.anns:
         problems.append(
             "annotation 0: COCO's evaluation takes the id 0 for no match, so that this object counts as missed. Number "
@@ -111,22 +112,22 @@ def _compare(config: Config, coco: COCO, dataset: Dataset, name: str, files: Coc
     """What is to be said of a file and the data set that is evaluated with it.
 
     Raises:
-        PreflightError: The file lacks images, or a detector of the config has labels that it does not know.
+        InputError: The file lacks images, or a detector of the config has labels that it does not know.
     """
     classes = dataset.metainfo['classes']
     problems = files.compare_labels(name, path, classes)
     ids = {dataset.get_data_info(index)['img_id'] for index in range(len(dataset))}
     if unknown := sorted(ids - coco.imgs.keys(), key=str):
-        raise PreflightError(
+        raise InputError(
             f'{name} reads {path}, which lacks {len(unknown)} of the {len(ids)} images that it is to evaluate (ids '
-            f'{first(unknown)}): it is the file of another data set. Set {name}.ann_file to '
+            f'{first_few(unknown)}): it is the file of another data set. Set {name}.ann_file to '
             f'{getattr(dataset, "ann_file", "that of the data set")}'
         )
     for head, value in head_classes(config.model):
         if isinstance(value, int) and value > len(classes):
-            raise PreflightError(
-                f'{head}={value}, but the data set has {len(classes)} classes ({first(classes)}): the evaluation would '
-                f'end at the first detection of a label beyond them. Set it to {len(classes)}'
+            raise InputError(
+                f'{head}={value}, but the data set has {len(classes)} classes ({first_few(classes)}): the evaluation '
+                f'would end at the first detection of a label beyond them. Set it to {len(classes)}'
             )
     if more := len(coco.imgs.keys() - ids):
         problems.append(
@@ -140,7 +141,7 @@ def _try(evaluator: Evaluator, metrics: Sequence[CocoMetric], dataset: Dataset, 
     """Evaluate what is made up of the truth: boxes and masks of a few images.
 
     Raises:
-        PreflightError: An image cannot be loaded, or the evaluation fails.
+        InputError: An image cannot be loaded, or the evaluation fails.
     """
     samples = []
     masks = any('segm' in metric.metrics for metric in metrics)
@@ -150,7 +151,7 @@ def _try(evaluator: Evaluator, metrics: Sequence[CocoMetric], dataset: Dataset, 
             sample = dataset[index]['data_samples']
         except Exception as error:
             # Whatever a transform raises.
-            raise PreflightError(
+            raise InputError(
                 f'the image {info.get("img_path")} cannot be used: {type(error).__name__}: {error}'
             ) from error
         sample.pred_instances = _made_up(sample, info.get('instances', []), masks)
@@ -167,7 +168,7 @@ def _try(evaluator: Evaluator, metrics: Sequence[CocoMetric], dataset: Dataset, 
             evaluator.evaluate(len(samples))
     except Exception as error:
         # Whatever a metric raises at the end of an epoch.
-        raise PreflightError(
+        raise InputError(
             f'{name} fails on made-up detections of {len(samples)} images, as it would after the first epoch: '
             f'{type(error).__name__}: {error}'
         ) from error

@@ -19,15 +19,16 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import OPTIMIZERS, Registry, init_default_scope
 from torch import nn
 
+from mmgrc.engine.ranks import is_first_of_machine
 from mmgrc.models.cache import CachedBackbone
 from mmgrc.models.convert import checkpoint_state
 
 from ..checkpoint import last_good_checkpoint, read_checkpoint
+from ..classes import BUILDER_ARGUMENTS, class_arguments, find_class, registered_class
 from ..config import build_model
-from ..error import PreflightError, first
-from ..options import BUILDER_ARGUMENTS, class_arguments, find_class
+from ..error import InputError, first_few
 from ..quiet import quiet
-from .datasets import dataset_configs, is_first_of_machine, registered_class
+from .datasets import dataset_configs
 
 __all__ = [
     'check_checkpoint',
@@ -63,7 +64,7 @@ def check_weights(config: Config, model: nn.Module) -> None:
         model: Its model, which is left as it is.
 
     Raises:
-        PreflightError: A file is missing, cannot be fetched or read, or holds no weights of the model.
+        InputError: A file is missing, cannot be fetched or read, or holds no weights of the model.
     """
     files = {source: _local(source) for source in dict.fromkeys([*_pretrained(config.model), config.get('load_from')])}
     contents = {}
@@ -73,14 +74,14 @@ def check_weights(config: Config, model: nn.Module) -> None:
         try:
             contents[source] = read_checkpoint(path)
         except ValueError as error:
-            raise PreflightError(f'{error} To train without it: {_NO_WEIGHTS}') from error
+            raise InputError(f'{error} To train without it: {_NO_WEIGHTS}') from error
     for module in model.modules():
         source = (module.init_cfg or {}).get('checkpoint') if isinstance(module, CachedBackbone) else None
         if source in contents:
             try:
                 module.match_weights(contents[source])
             except ValueError as error:
-                raise PreflightError(f'the weights {source}, of backbone.init_cfg, do not fit: {error}') from error
+                raise InputError(f'the weights {source}, of backbone.init_cfg, do not fit: {error}') from error
     if config.get('load_from') in contents:
         _check_fit(contents[config.load_from], model, config.load_from)
 
@@ -95,7 +96,7 @@ def _local(source: str | None) -> Path | None:
         return None
     path = Path(source).expanduser()
     if not path.is_file():
-        raise PreflightError(
+        raise InputError(
             f'there are no weights at {source}. Give the path of a checkpoint, or train without: {_NO_WEIGHTS}'
         )
     return path
@@ -104,13 +105,13 @@ def _local(source: str | None) -> Path | None:
 def _check_fit(checkpoint: dict, model: nn.Module, source: str) -> None:
     state, own = checkpoint_state(checkpoint), model.state_dict()
     if not any(key in own and own[key].shape == value.shape for key, value in state.items()):
-        raise PreflightError(
+        raise InputError(
             f'no tensor of {source} (load_from) fits the model: it has {", ".join(list(state)[:3]) or "none"} ..., the '
             f'model {", ".join(list(own)[:3])} .... Weights of a backbone alone go into model.backbone.init_cfg'
         )
     for key, value in state.items():
         if key.endswith('.grc.cache') and key in own and own[key].shape != value.shape:
-            raise PreflightError(
+            raise InputError(
                 f'{source} (load_from): {key} has the shape {tuple(value.shape)} there and {tuple(own[key].shape)} in '
                 'the model. Set grc.cache_sizes and grc.cache_ratio to what it was trained with, or write a resized '
                 'checkpoint with tools/convert_checkpoint.py --resize-caches'
@@ -127,7 +128,7 @@ def _fetch(url: str) -> Path | None:
     try:
         torch.hub.download_url_to_file(url, str(target))
     except OSError as error:
-        raise PreflightError(
+        raise InputError(
             f'the weights {url} cannot be fetched ({error}). Fetch them where there is a network and put them at '
             f'{target}, or train without: {_NO_WEIGHTS}'
         ) from error
@@ -144,32 +145,30 @@ def check_optimizer(config: Config, model: nn.Module, amp: bool = False, auto_sc
         auto_scale_lr: Whether ``--auto-scale-lr`` was given.
 
     Raises:
-        PreflightError: It cannot be built here, or the rate cannot be scaled.
+        InputError: It cannot be built here, or the rate cannot be scaled.
     """
     settings = config.get('optim_wrapper')
     if not settings:
-        raise PreflightError(f'the config {config.filename} has no optim_wrapper, without which nothing is trained')
+        raise InputError(f'the config {config.filename} has no optim_wrapper, without which nothing is trained')
     automatic = settings.get('type') == 'AmpOptimWrapper'
     if (amp or automatic) and get_device() == 'cpu':
         what = '--amp' if amp else 'optim_wrapper.type=AmpOptimWrapper'
-        raise PreflightError(f'{what} needs a GPU: MMEngine has mixed precision for no CPU. Train without it')
+        raise InputError(f'{what} needs a GPU: MMEngine has mixed precision for no CPU. Train without it')
     if auto_scale_lr and 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
-        raise PreflightError(
+        raise InputError(
             '--auto-scale-lr needs auto_scale_lr=dict(enable=False, base_batch_size=N) in the config: the number of '
             'images a step that its learning rate is for'
         )
     kind = (settings.get('optimizer') or {}).get('type')
     if isinstance(kind, str) and find_class(kind) is None:
         near = difflib.get_close_matches(kind, OPTIMIZERS.module_dict, n=3) or ['AdamW', 'SGD']
-        raise PreflightError(
-            f'optim_wrapper.optimizer.type={kind!r}: there is no such optimizer, but {", ".join(near)}'
-        )
+        raise InputError(f'optim_wrapper.optimizer.type={kind!r}: there is no such optimizer, but {", ".join(near)}')
     try:
         with quiet():
             return build_optim_wrapper(model, settings)
     except Exception as error:
         # Whatever a constructor, a wrapper or an optimizer raises.
-        raise PreflightError(
+        raise InputError(
             f'optim_wrapper of {config.filename} cannot be built: {type(error).__name__}: {error}'
         ) from error
 
@@ -178,7 +177,7 @@ def check_parts(config: Config) -> None:
     """Check hooks, schedulers and the loop of a config without making them: some write files when they are made.
 
     Raises:
-        PreflightError: One has no type, an unknown one, or an argument that its class does not take.
+        InputError: One has no type, an unknown one, or an argument that its class does not take.
     """
     init_default_scope(config.get('default_scope') or 'mmdet')
     hooks = {f'default_hooks.{name}': hook for name, hook in (config.get('default_hooks') or {}).items()}
@@ -199,18 +198,18 @@ def _check_arguments(parts: Mapping[str, object], registry: Registry) -> None:
         if 'type' not in part:
             near = difflib.get_close_matches(name, [other for other in parts if other != name], n=1, cutoff=0.8)
             meant = f'Did you mean {near[0]}?' if near else 'It needs one.'
-            raise PreflightError(f'{name} has no type. {meant}')
+            raise InputError(f'{name} has no type. {meant}')
         with quiet():
             known = not isinstance(part['type'], str) or registry.get(part['type']) is not None
         if not known:
             names = [*registry.module_dict, *(registry.parent.module_dict if registry.parent else ())]
             near = difflib.get_close_matches(part['type'], names, n=3)
             meant = f' Did you mean {" or ".join(near)}?' if near else ''
-            raise PreflightError(f'{name}: there is no type {part["type"]!r}.{meant}')
+            raise InputError(f'{name}: there is no type {part["type"]!r}.{meant}')
         allowed, more = class_arguments(part), BUILDER_ARGUMENTS.get(name.split('.')[0], set())
         if unknown := sorted(set(part) - more - allowed if allowed is not None else ()):
-            raise PreflightError(
-                f'{name}: {part["type"]} has no argument {unknown[0]!r}. It takes: {first(sorted(allowed), 20)}'
+            raise InputError(
+                f'{name}: {part["type"]} has no argument {unknown[0]!r}. It takes: {first_few(sorted(allowed), 20)}'
             )
 
 
@@ -226,16 +225,16 @@ def check_checkpoint(config: Config, path: str, model: nn.Module | None = None) 
         What it holds; None where it has an address, and is read later.
 
     Raises:
-        PreflightError: The file is missing, cannot be read, or is of another model.
+        InputError: The file is missing, cannot be read, or is of another model.
     """
     if '://' in path:
         return None
     if not Path(path).expanduser().is_file():
-        raise PreflightError(f'there is no checkpoint {path}. Training writes them to work_dirs/, named epoch_N.pth')
+        raise InputError(f'there is no checkpoint {path}. Training writes them to work_dirs/, named epoch_N.pth')
     try:
         checkpoint = read_checkpoint(path)
     except ValueError as error:
-        raise PreflightError(str(error)) from error
+        raise InputError(str(error)) from error
     state = checkpoint_state(checkpoint)
     own = (build_model(config) if model is None else model).state_dict()
     problems = {
@@ -245,11 +244,9 @@ def check_checkpoint(config: Config, path: str, model: nn.Module | None = None) 
     }
     if any(problems.values()):
         found = '; '.join(
-            f'{len(keys)} tensors {what} ({", ".join(keys[:2])}{", ..." if len(keys) > 2 else ""})'
-            for what, keys in problems.items()
-            if keys
+            f'{len(keys)} tensors {what} ({first_few(keys, 2)})' for what, keys in problems.items() if keys
         )
-        raise PreflightError(
+        raise InputError(
             f'{path} is a checkpoint of another model than {config.filename}: {found}. Use it with the config that it '
             f'was trained with; a copy lies in its work dir.{_other_classes(config, checkpoint)}'
         )
@@ -271,7 +268,7 @@ def _other_classes(config: Config, checkpoint: dict) -> str:
     classes = kind._load_metainfo(dataset.get('metainfo')).get('classes')
     if isinstance(classes, str) or not classes or tuple(classes) == tuple(trained):
         return ''
-    sets = [f'{len(n)} classes ({", ".join(n[:3])}{", ..." if len(n) > 3 else ""})' for n in (trained, classes)]
+    sets = [f'{len(n)} classes ({first_few(n, 3)})' for n in (trained, classes)]
     return f' It was trained on {sets[0]}; the data here has {sets[1]}.'
 
 
@@ -295,14 +292,14 @@ def check_resume(
         The path where the last one had to be skipped for an older one; otherwise ``resume``.
 
     Raises:
-        PreflightError: The file is missing, cannot be read, is of another model, of another optimizer or of no
+        InputError: The file is missing, cannot be read, is of another model, of another optimizer or of no
             training, or there are checkpoints and all of them are damaged.
     """
     path = resume
     if resume == 'auto':
         last, skipped = last_good_checkpoint(work_dir)
         if last is None and skipped:
-            raise PreflightError(
+            raise InputError(
                 f'--resume: no checkpoint in {work_dir} can be read. {" ".join(skipped)} Remove them to start afresh, '
                 'or name another checkpoint.'
             )
@@ -319,7 +316,7 @@ def check_resume(
     checkpoint = check_checkpoint(config, path, model)
     lacking = [key for key in ('meta', 'optimizer', 'message_hub') if checkpoint is not None and key not in checkpoint]
     if lacking:
-        raise PreflightError(
+        raise InputError(
             f'{path} is not of a training that can go on: it has no {" and no ".join(lacking)}. To start from its '
             f'weights type: --cfg-options load_from={path} (without --resume)'
         )
@@ -342,7 +339,7 @@ def _check_optimizer_state(saved: dict, optimizer: torch.optim.Optimizer, path: 
         what = f'is not of the kind of {type(optimizer).__name__}, which the config has'
     else:
         return
-    raise PreflightError(
+    raise InputError(
         f'{path}: the state of its optimizer {what}: optim_wrapper was changed. Resume with the config that it was '
         f'trained with, or start from its weights: --cfg-options load_from={path} (without --resume)'
     )
@@ -352,7 +349,7 @@ def check_work_dir(path: str) -> None:
     """Check that results can be written, by making the folder and a file in it; the last check before a run.
 
     Raises:
-        PreflightError: They cannot.
+        InputError: They cannot.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -360,6 +357,6 @@ def check_work_dir(path: str) -> None:
             file.write(b'0')
             file.flush()
     except OSError as error:
-        raise PreflightError(
+        raise InputError(
             f'the work dir {path} cannot be written to ({error.strerror}). Give another one with --work-dir'
         ) from error

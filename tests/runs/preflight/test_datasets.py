@@ -10,7 +10,7 @@ from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from PIL import Image
 
-from mmgrc.runs.error import PreflightError
+from mmgrc.runs.error import InputError
 from mmgrc.runs.preflight import CocoFiles, read_datasets
 
 LOADERS = ('train_dataloader', 'val_dataloader')
@@ -75,7 +75,7 @@ def wrong_mask_size(content):
 )
 def test_data_that_cannot_be_trained_on(config, edit, change, words):
     edit(change)
-    with pytest.raises(PreflightError) as error:
+    with pytest.raises(InputError) as error:
         read(config)
     assert words in str(error.value)
     assert 'train' in str(error.value)
@@ -85,7 +85,7 @@ def test_data_that_cannot_be_trained_on(config, edit, change, words):
 def test_file_that_is_no_json(config, data, content):
     """The second has a byte order mark, at which the COCO API ends too."""
     (data / 'annotations' / 'instances_val.json').write_bytes(content)
-    with pytest.raises(PreflightError, match=r'instances_val.json is no JSON: .*cut short'):
+    with pytest.raises(InputError, match=r'instances_val.json is no JSON: .*cut short'):
         read(config)
 
 
@@ -164,7 +164,7 @@ def test_classes_in_another_order_than_in_the_file(config, said):
 
 def test_files_whose_categories_stand_in_different_orders(config, edit):
     edit(lambda c: c['categories'].reverse(), 'val')
-    with pytest.raises(PreflightError, match=r'instances_val.json \(val_dataloader\) and of .*different orders'):
+    with pytest.raises(InputError, match=r'instances_val.json \(val_dataloader\) and of .*different orders'):
         read(config)
 
 
@@ -195,7 +195,7 @@ def test_two_categories_of_one_name(config, edit, said, root_first, works):
         read(config)
         assert "2 categories have the same name 'shape' (ids 7, 50)" in said[0]
     else:
-        with pytest.raises(PreflightError, match=r"2 categories have the same name 'shape' \(ids 50, 7\)"):
+        with pytest.raises(InputError, match=r"2 categories have the same name 'shape' \(ids 50, 7\)"):
             read(config)
 
 
@@ -210,7 +210,7 @@ def test_two_categories_of_one_name(config, edit, said, root_first, works):
 )
 def test_classes_that_are_none(config, classes, words):
     config.train_dataloader.dataset.metainfo.classes = classes
-    with pytest.raises(PreflightError, match=words):
+    with pytest.raises(InputError, match=words):
         read(config)
 
 
@@ -223,7 +223,7 @@ def test_classes_in_a_file(config, tmp_path, said):
 
 def test_heads_of_fewer_classes_than_the_data(config):
     config.model.roi_head.mask_head.num_classes = 2
-    with pytest.raises(PreflightError, match=r'model.roi_head.mask_head.num_classes=2, but the data set of train_data'):
+    with pytest.raises(InputError, match=r'model.roi_head.mask_head.num_classes=2, but the data set of train_data'):
         read(config)
 
 
@@ -269,9 +269,7 @@ def test_images_that_cannot_be_decoded(config, data):
     images = sorted((data / 'train').iterdir())
     images[0].write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(100))
     images[1].write_bytes(b'')
-    with pytest.raises(
-        PreflightError, match=rf'2 images of .* cannot be decoded: .*{images[0].name}, .*{images[1].name}'
-    ):
+    with pytest.raises(InputError, match=rf'2 images of .* cannot be decoded: .*{images[0].name}, .*{images[1].name}'):
         read(config)
     # A config that is told to go on does.
     config.train_dataloader.dataset.pipeline[0].ignore_empty = True
@@ -300,7 +298,7 @@ def test_images_without_objects_beside_others(config, data, edit, said):
     assert not said
     # Alone they are nothing to learn from, whatever stands around them.
     config.train_dataloader.dataset = {'type': 'RepeatDataset', 'times': 2, 'dataset': two}
-    with pytest.raises(PreflightError, match=r'is empty: .*background.json has no usable annotation'):
+    with pytest.raises(InputError, match=r'is empty: .*background.json has no usable annotation'):
         read(config)
 
 
@@ -357,11 +355,11 @@ def test_files_elsewhere_are_left_to_their_backend(config, said):
 )
 def test_loader_that_cannot_be_built(config, options, words):
     config.train_dataloader.update(options)
-    with pytest.raises(PreflightError, match=words):
+    with pytest.raises(InputError, match=words):
         read(config)
 
 
 def test_transform_that_is_misspelt(config):
     config.train_dataloader.dataset.pipeline[2] = {'type': 'RandomFlipp', 'prob': 0.5}
-    with pytest.raises(PreflightError, match=r'the data set of train_dataloader cannot be built: .*RandomFlipp'):
+    with pytest.raises(InputError, match=r'the data set of train_dataloader cannot be built: .*RandomFlipp'):
         read(config)

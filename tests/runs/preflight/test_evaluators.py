@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmgrc.runs.error import PreflightError
+from mmgrc.runs.error import InputError
 from mmgrc.runs.preflight import CocoFiles, check_evaluator, read_datasets
 
 
@@ -38,7 +38,7 @@ def pop(name):
 )
 def test_file_that_ends_an_evaluation(config, edit, change, words):
     edit(change, 'val')
-    with pytest.raises(PreflightError, match=words):
+    with pytest.raises(InputError, match=words):
         check(config)
 
 
@@ -47,9 +47,9 @@ def test_file_that_ends_an_evaluation_of_joined_sets(config, edit):
     config.val_dataloader.dataset = {'type': 'ConcatDataset', 'datasets': [config.val_dataloader.dataset]}
     check(config)
     edit(pop('iscrowd'), 'val')
-    with pytest.raises(PreflightError, match='iscrowd of annotation'):
+    with pytest.raises(InputError, match='iscrowd of annotation'):
         check(config)
-    with pytest.raises(PreflightError, match='iscrowd of annotation'):
+    with pytest.raises(InputError, match='iscrowd of annotation'):
         check_evaluator(config, 'val', None, CocoFiles())
 
 
@@ -61,15 +61,13 @@ def test_file_of_another_set(config, data, edit):
         annotation['image_id'] += 5000
     config.val_evaluator.ann_file = str(data / 'other.json')
     (data / 'other.json').write_text(json.dumps(content))
-    with pytest.raises(
-        PreflightError, match=r'other.json, which lacks 4 of the 4 images .*ann_file to .*instances_val'
-    ):
+    with pytest.raises(InputError, match=r'other.json, which lacks 4 of the 4 images .*ann_file to .*instances_val'):
         check(config)
 
 
 def test_file_that_is_not_there(config):
     config.val_evaluator.ann_file = '/nothing/val.json'
-    with pytest.raises(PreflightError, match=r'/nothing/val.json'):
+    with pytest.raises(InputError, match=r'/nothing/val.json'):
         check(config)
 
 
@@ -78,7 +76,7 @@ def test_categories_in_another_order_than_in_the_data_set(config, data, edit):
     content['categories'].reverse()
     config.val_evaluator.ann_file = str(data / 'other.json')
     (data / 'other.json').write_text(json.dumps(content))
-    with pytest.raises(PreflightError, match=r'other.json \(val_evaluator\) .*different orders'):
+    with pytest.raises(InputError, match=r'other.json \(val_evaluator\) .*different orders'):
         check(config)
 
 
@@ -97,7 +95,7 @@ def test_annotation_0_and_images_that_are_not_evaluated(config, edit, said):
 
 def test_more_labels_than_classes(config):
     config.model.roi_head.bbox_head.num_classes = 80
-    with pytest.raises(PreflightError, match=r'bbox_head.num_classes=80, but the data set has 3 classes'):
+    with pytest.raises(InputError, match=r'bbox_head.num_classes=80, but the data set has 3 classes'):
         check(config)
 
 
@@ -112,7 +110,7 @@ def test_more_labels_than_classes(config):
 )
 def test_evaluator_that_cannot_work(config, options, words):
     config.val_evaluator.update(options)
-    with pytest.raises(PreflightError, match=words):
+    with pytest.raises(InputError, match=words):
         check(config)
 
 
@@ -122,7 +120,7 @@ def test_several_metrics(config, edit):
     config.val_evaluator = {'type': 'Evaluator', 'metrics': config.val_evaluator}
     check(config)
     config.val_evaluator['metrics'][1]['metric'] = 'box'
-    with pytest.raises(PreflightError, match='val_evaluator cannot be built'):
+    with pytest.raises(InputError, match='val_evaluator cannot be built'):
         check(config)
 
 
@@ -146,13 +144,13 @@ def test_set_without_annotations(config, edit, said):
     check(config, 'test')
     assert not said
     config.test_evaluator.outfile_prefix = None
-    with pytest.raises(PreflightError, match='test_evaluator cannot be built'):
+    with pytest.raises(InputError, match='test_evaluator cannot be built'):
         check(config, 'test')
 
 
 def test_parts_that_are_missing(config):
     config.val_evaluator = None
-    with pytest.raises(PreflightError, match='val_evaluator of the config is not set, val_dataloader and val_cfg are'):
+    with pytest.raises(InputError, match='val_evaluator of the config is not set, val_dataloader and val_cfg are'):
         check(config)
     config.val_cfg = config.val_dataloader = None
     check_evaluator(config, 'val', None, CocoFiles())
@@ -160,5 +158,5 @@ def test_parts_that_are_missing(config):
 
 def test_image_that_the_pipeline_cannot_use(config):
     config.val_dataloader.dataset.pipeline[1] = {'type': 'Resize', 'scale_factor': 0.001}
-    with pytest.raises(PreflightError, match=r'the image .*\.png cannot be used: '):
+    with pytest.raises(InputError, match=r'the image .*\.png cannot be used: '):
         check(config)

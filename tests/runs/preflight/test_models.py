@@ -8,7 +8,7 @@ import torch
 from mmdet.models import PyramidVisionTransformer
 
 from mmgrc.runs.config import build_model
-from mmgrc.runs.error import PreflightError
+from mmgrc.runs.error import InputError
 from mmgrc.runs.preflight import (
     check_checkpoint,
     check_optimizer,
@@ -46,17 +46,17 @@ def test_checkpoint_of_other_classes(config, checkpoint, said):
     config.train_dataloader.dataset.metainfo.classes = ('circle', 'square')
     for head in (config.model.roi_head.bbox_head, config.model.roi_head.mask_head):
         head.num_classes = 2
-    with pytest.raises(PreflightError, match=r'have another shape .*It was trained on 3 classes.*the data here has 2'):
+    with pytest.raises(InputError, match=r'have another shape .*It was trained on 3 classes.*the data here has 2'):
         check_checkpoint(config, str(checkpoint))
 
 
 def test_explicit_checkpoint_that_is_damaged(config, checkpoint, tmp_path):
     assert check_resume(config, str(checkpoint), str(tmp_path)) == str(checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
-    with pytest.raises(PreflightError, match=r'epoch_1.pth cannot be read: .*cut short, or is damaged'):
+    with pytest.raises(InputError, match=r'epoch_1.pth cannot be read: .*cut short, or is damaged'):
         check_resume(config, str(checkpoint), str(tmp_path))
     # And where it is the only one of the work dir.
-    with pytest.raises(PreflightError, match=r'no checkpoint in .* can be read. .*Remove them to start afresh'):
+    with pytest.raises(InputError, match=r'no checkpoint in .* can be read. .*Remove them to start afresh'):
         check_resume(config, 'auto', str(tmp_path))
     checkpoint.unlink()
     assert check_resume(config, 'auto', str(tmp_path)) == 'auto'
@@ -64,7 +64,7 @@ def test_explicit_checkpoint_that_is_damaged(config, checkpoint, tmp_path):
 
 def test_checkpoint_of_weights_alone_cannot_go_on(config, checkpoint, tmp_path):
     torch.save({'state_dict': torch.load(checkpoint)['state_dict']}, checkpoint)
-    with pytest.raises(PreflightError, match=r'has no meta and no optimizer.*--cfg-options load_from='):
+    with pytest.raises(InputError, match=r'has no meta and no optimizer.*--cfg-options load_from='):
         check_resume(config, str(checkpoint), str(tmp_path))
 
 
@@ -74,7 +74,7 @@ def test_work_dir_that_cannot_be_written_to(tmp_path):
     (tmp_path / 'file').write_text('')
     # Neither can root write to these.
     for path in (tmp_path / 'file' / 'run', Path('/proc/run')):
-        with pytest.raises(PreflightError, match=rf'the work dir {path} cannot be written to .*--work-dir'):
+        with pytest.raises(InputError, match=rf'the work dir {path} cannot be written to .*--work-dir'):
             check_work_dir(str(path))
 
 
@@ -103,7 +103,7 @@ def test_optimizer_is_built(config):
 def test_optimizer_that_cannot_be_built(config, options, arguments, words, monkeypatch):
     monkeypatch.setattr('mmgrc.runs.preflight.models.get_device', lambda: 'cpu')
     config.merge_from_dict(options)
-    with pytest.raises(PreflightError, match=words):
+    with pytest.raises(InputError, match=words):
         check_optimizer(config, build_model(config), **arguments)
 
 
@@ -123,7 +123,7 @@ def test_optimizer_state_of_another_optimizer(config, checkpoint, tmp_path, opti
     torch.save({**torch.load(checkpoint), 'optimizer': optimizer.state_dict()}, checkpoint)
     assert check_resume(config, str(checkpoint), str(tmp_path), optimizer) == str(checkpoint)
     config.merge_from_dict(options)
-    with pytest.raises(PreflightError, match=words):
+    with pytest.raises(InputError, match=words):
         check_resume(config, str(checkpoint), str(tmp_path), check_optimizer(config, model))
 
 
@@ -141,7 +141,7 @@ def test_optimizer_state_of_another_optimizer(config, checkpoint, tmp_path, opti
 def test_parts_that_cannot_be_made(config, key, value, words):
     check_parts(config)
     config.merge_from_dict({key: value})
-    with pytest.raises(PreflightError, match=words):
+    with pytest.raises(InputError, match=words):
         check_parts(config)
 
 
@@ -178,7 +178,7 @@ def test_weights_that_cannot_be_read(config, weights, kind, how):
         config.load_from = str(path)
     else:
         config.model.backbone.init_cfg = {'type': 'Pretrained', 'checkpoint': str(path)}
-    with pytest.raises(PreflightError, match=rf'{path} cannot be read') as error:
+    with pytest.raises(InputError, match=rf'{path} cannot be read') as error:
         check_weights(config, model)
     assert 'weights_only' not in str(error.value)
 
@@ -196,9 +196,9 @@ def test_backbone_weights_of_another_size(config, tmp_path):
             stock = PyramidVisionTransformer(**{'num_layers': [1, 1, 1, 1], 'embed_dims': 16, **options})
             torch.save(stock.state_dict(), tmp_path / f'{name}.pth')
     start_from(config, tmp_path / 'own.pth')
-    with pytest.raises(PreflightError, match=r'narrow.pth, of backbone.init_cfg, do not fit: .*has the shape'):
+    with pytest.raises(InputError, match=r'narrow.pth, of backbone.init_cfg, do not fit: .*has the shape'):
         start_from(config, tmp_path / 'narrow.pth')
-    with pytest.raises(PreflightError, match=r'other.pth, of backbone.init_cfg, do not fit: no tensor'):
+    with pytest.raises(InputError, match=r'other.pth, of backbone.init_cfg, do not fit: no tensor'):
         start_from(config, tmp_path / 'other.pth')
 
 
@@ -221,9 +221,9 @@ def test_detector_weights_of_another_detector(config, tmp_path):
     torch.save({'state_dict': state}, config.load_from)
     check_weights(config, model)
     torch.save({'state_dict': model.backbone.state_dict()}, config.load_from)
-    with pytest.raises(PreflightError, match=r'no tensor of .*weights.pth \(load_from\) fits the model'):
+    with pytest.raises(InputError, match=r'no tensor of .*weights.pth \(load_from\) fits the model'):
         check_weights(config, model)
     cache = next(key for key in state if key.endswith('.grc.cache'))
     torch.save({'state_dict': {**state, cache: state[cache][:, 1:]}}, config.load_from)
-    with pytest.raises(PreflightError, match=rf'{cache} has the shape .*--resize-caches'):
+    with pytest.raises(InputError, match=rf'{cache} has the shape .*--resize-caches'):
         check_weights(config, model)

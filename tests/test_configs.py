@@ -83,6 +83,9 @@ def batch(shapes):
 def test_trains_a_step_saves_loads_and_predicts(name, batch, tmp_path):
     config, model = build(name)
     assert config.custom_imports.imports == ['mmgrc']
+    assert {'AtomicCheckpointHook', 'GRCMonitorHook'} <= {hook.type for hook in config.default_hooks.values()}
+    # What bases share is taken out of the keys that carry it.
+    assert not {'coco_root', 'mmgrc_runtime'} & config.keys()
     processes = 1 if name.startswith('shapes/') else 8
     assert config.auto_scale_lr.base_batch_size == processes * config.train_dataloader.batch_size
     # --auto-scale-lr of mmdet asks for it.

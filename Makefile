@@ -48,7 +48,7 @@ format: env ## Format with ruff
 	$(PY) -m ruff format .
 
 tables: env ## Count parameters into the metafiles, write the tables of models into README and docs
-	$(PY) tools/make_tables.py
+	$(PY) -m dev.make_tables
 
 docs: env ## Build the documentation into build/docs
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build

@@ -1,24 +1,35 @@
-"""GRC-attention ("Cached Transformers", arXiv 2312.12742) for MMDetection.
+"""GRC-attention ("Cached Transformers", arXiv 2312.12742) for PyTorch, and for MMDetection where that is installed.
 
-Importing the package checks the installed stack, registers backbones and hooks with MMEngine, lets torch load
-MMEngine's checkpoints safely, and makes ``mmgrc::`` a prefix of base configs.
+The names below need torch alone. Where MMDetection is installed, importing the package also checks the installed
+versions, registers backbones and hooks with MMEngine, lets torch load MMEngine's checkpoints safely, and makes
+``mmgrc::`` a prefix of base configs.
 """
 
 import sys
+import warnings
+from importlib.util import find_spec
 
-from .stack import check_stack
 from .version import __version__
 
-__all__ = ['__version__']
+__all__ = ['GRC', 'GRCAttention', 'GRCConfig', '__version__', 'commit_caches']
 
-# `python -m mmgrc.check_env` reports what is wrong with the stack: it has to start where this package cannot.
+# `python -m mmgrc.check_env` reports what is missing: it has to start without it.
 if 'mmgrc.check_env' not in sys.orig_argv:
-    check_stack()
+    from .models import GRC, GRCAttention, GRCConfig, commit_caches
 
-    from . import engine  # noqa: F401
-    from .checkpoint import allow_mmengine_checkpoints
-    from .config import register_config_prefix
-    from .models import backbones  # noqa: F401
+    if find_spec('mmdet') is not None:
+        from .env.versions import StackError, check_stack
 
-    allow_mmengine_checkpoints()
-    register_config_prefix()
+        try:
+            check_stack()
+        except StackError as error:
+            # Whoever asks for a detector gets the error itself, from `mmgrc.runs` or `mmgrc.models.backbones`.
+            warnings.warn(f'the GRC backbones are not registered with MMDetection: {error}', stacklevel=2)
+        else:
+            from . import engine  # noqa: F401
+            from .models import backbones  # noqa: F401
+            from .runs.checkpoint import allow_mmengine_checkpoints
+            from .runs.config import register_config_prefix
+
+            allow_mmengine_checkpoints()
+            register_config_prefix()

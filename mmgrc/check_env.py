@@ -18,7 +18,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from .stack import REBUILD_MMCV, REQUIREMENTS, installed_version, version_problem
+from .env.versions import REBUILD_MMCV, REQUIREMENTS, installed_version, version_problem
 from .version import __version__
 
 __all__ = ['Finding', 'check_environment', 'main']
@@ -131,8 +131,14 @@ def _gpu() -> Iterator[Finding]:
         yield Finding('GPU', 'none: everything runs on the CPU')
 
 
+def _operations() -> Iterator[Finding]:
+    from mmgrc.models.ops import describe_ops
+
+    yield Finding('operations', describe_ops())
+
+
 def _registry() -> Iterator[Finding]:
-    importlib.import_module('mmgrc.models')
+    importlib.import_module('mmgrc.models.backbones')
     importlib.import_module('mmgrc.engine')
     from mmdet.registry import HOOKS, MODELS
 
@@ -151,8 +157,7 @@ def _forward() -> Iterator[Finding]:
     import torch
     from mmdet.structures import DetDataSample
 
-    from .config import register_config_prefix
-    from .preflight import build_model, load_config
+    from mmgrc.runs.config import build_model, load_config, register_config_prefix
 
     register_config_prefix()
     config = load_config(
@@ -194,7 +199,7 @@ def check_environment() -> Iterator[Finding]:
     """
     healthy = True
     groups: list[Callable[[], Iterator[Finding]]] = [_versions, _modules, _pkg_resources]
-    groups += [lambda: _ops('cpu'), _gpu, _registry, _forward]
+    groups += [_operations, lambda: _ops('cpu'), _gpu, _registry, _forward]
     for group in groups:
         if not healthy:
             break

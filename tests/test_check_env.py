@@ -1,40 +1,21 @@
 """`check_env` where all is well, and in environments that are really broken."""
 
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
-import mmengine
 import pytest
 
 from mmgrc import check_env
-from mmgrc.stack import REBUILD_MMCV
-from tests.conftest import REPOSITORY
-
-SITE = Path(mmengine.__file__).parent.parent
+from mmgrc.env.versions import REBUILD_MMCV
+from tests.helpers.installed import run_with_packages
 
 
 @pytest.fixture
 def broken(tmp_path):
-    """Run check_env with the installed packages but for some names; `-S` keeps the real ones out."""
-    site = tmp_path / 'site'
-    site.mkdir()
+    """Run check_env with the installed packages but for some names."""
 
-    def run(without=(), prepare=lambda site: None, **env):
-        for entry in SITE.iterdir():
-            if not entry.name.startswith(tuple(without)):
-                (site / entry.name).symlink_to(entry)
-        prepare(site)
-        return subprocess.run(
-            [sys.executable, '-S', '-m', 'mmgrc.check_env'],
-            cwd=tmp_path,
-            env={**os.environ, 'PYTHONPATH': f'{REPOSITORY}{os.pathsep}{site}', 'CUDA_VISIBLE_DEVICES': '', **env},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+    def run(without=(), **options):
+        keep = lambda name: not name.startswith(tuple(without))  # noqa: E731
+        return run_with_packages(['-m', 'mmgrc.check_env'], tmp_path, keep, **options)
 
     return run
 

@@ -21,8 +21,8 @@ from mmdet.models.backbones import PyramidVisionTransformer
 
 from mmgrc.datasets import write_shapes
 from tests.conftest import REPOSITORY
-from tests.forked_python import CLIENT
-from tests.models.published import original_pvt
+from tests.helpers.forked_python import CLIENT
+from tests.helpers.published import original_pvt
 
 BLOCK = re.compile(r'```(\w+)\n(.*?)```', re.S)
 PAGES = [REPOSITORY / 'README.md', REPOSITORY / 'CONTRIBUTING.md', *sorted((REPOSITORY / 'docs').glob('*.md'))]
@@ -223,7 +223,7 @@ def clone(tmp_path_factory):
         # Newer than what the environment is made from.
         (folder / '.venv' / '.installed').touch()
         with subprocess.Popen(
-            [sys.executable, '-m', 'tests.forked_python', folder / 'socket'],
+            [sys.executable, '-m', 'tests.helpers.forked_python', folder / 'socket'],
             cwd=folder,
             env=clone.environment,
             stdout=subprocess.PIPE,

@@ -11,8 +11,8 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmgrc.models import GRCConfig
-from mmgrc.stack import REQUIREMENTS
+from mmgrc import GRCConfig
+from mmgrc.env.versions import REQUIREMENTS
 from tests.conftest import REPOSITORY
 
 PAGES = [REPOSITORY / 'README.md', REPOSITORY / 'CONTRIBUTING.md', *sorted((REPOSITORY / 'docs').glob('*.md'))]

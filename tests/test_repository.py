@@ -1,8 +1,10 @@
 """What the repository says of itself agrees with the code."""
 
+import ast
 import re
 import subprocess
 
+import pytest
 import yaml
 
 from mmgrc import __version__
@@ -28,15 +30,65 @@ def test_the_workflow_is_ci_run():
 
 
 def test_the_map_of_the_package_is_complete():
-    text = read('CONTRIBUTING.md')
-    named = set(re.findall(r'`((?:mmgrc|tests|configs|tools)/[^` ]*|[\w.-]+\.(?:toml|txt|md))`', text))
-    assert all((REPOSITORY / name).exists() for name in named), named
-    tracked = subprocess.run(
-        ['git', 'ls-files', '-co', '--exclude-standard', 'mmgrc/*.py'], cwd=REPOSITORY, capture_output=True, text=True
-    ).stdout.split()
-    small = {'__init__.py', 'version.py', 'config.py', 'mmdet_tools.py'}
+    text = read('CONTRIBUTING.md').split('## To change X, open Y')[1]
+    named = set(re.findall(r'`((?:mmgrc|dev|tests|configs|tools)/[^` ]*|[\w.-]+\.(?:toml|txt|md))`', text))
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []
+    command = ['git', 'ls-files', '-co', '--exclude-standard', 'mmgrc/*.py', 'dev/*.py']
+    tracked = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True).stdout.split()
+    small = {'__init__.py', 'version.py'}
     for name in tracked:
         assert name.split('/')[-1] in small or any(name.startswith(known) for known in named), name
+
+
+def rooms():
+    """The first table of CONTRIBUTING: each room of the package with those that it may import, in the table's order."""
+    table = read('CONTRIBUTING.md').split('## Rooms')[1].split('##')[0]
+    rows = re.findall(r'^\| `mmgrc/(\w+)/` \|[^|]*\|([^|]*)\|$', table, re.M)
+    return {room: set(re.findall(r'`(\w+)`', allowed)) for room, allowed in rows}
+
+
+def imported(path):
+    """Top-level packages that a file imports, and below ``mmgrc`` the rooms, as ``'mmgrc.runs'``; in functions too."""
+    package = path.relative_to(REPOSITORY).parent.parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            module = '.'.join([*above, *([node.module] if node.module else [])])
+            names = [f'{module}.{alias.name}' for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == 'importlib.import_module':
+            names = [node.args[0].value] if isinstance(node.args[0], ast.Constant) else []
+        else:
+            continue
+        found.update('.'.join(name.split('.')[: 2 if name.startswith('mmgrc.') else 1]) for name in names)
+    return found
+
+
+def test_the_table_of_rooms_is_complete_and_has_no_cycle():
+    table = rooms()
+    assert table.keys() == {path.parent.name for path in REPOSITORY.glob('mmgrc/*/__init__.py')}
+    above = set()
+    for room, allowed in table.items():
+        assert allowed <= above, f'{room} may import a room that stands below it in the table'
+        above.add(room)
+
+
+@pytest.mark.parametrize('room', rooms())
+def test_a_room_imports_what_the_table_allows(room):
+    allowed = {f'mmgrc.{name}' for name in (*rooms()[room], room, 'version')}
+    for path in sorted((REPOSITORY / 'mmgrc' / room).rglob('*.py')):
+        ours = {name for name in imported(path) if name.split('.')[0] in ('mmgrc', 'tools', 'dev', 'tests')}
+        assert ours <= allowed, path
+
+
+def test_commands_import_the_package_alone():
+    for folder, also in (('tools', set()), ('dev', {'dev'})):
+        for path in REPOSITORY.glob(f'{folder}/*.py'):
+            assert not imported(path) & ({'tools', 'dev', 'tests'} - also), path
+    # What is below the root is loaded by its rooms' names.
+    assert {path.name for path in REPOSITORY.glob('mmgrc/*.py')} == {'__init__.py', 'check_env.py', 'version.py'}
 
 
 def test_versions_agree():

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 
-from mmgrc.model_index import read_models
+from dev.model_index import read_models
 from tests.conftest import REPOSITORY
 
 
@@ -24,7 +24,7 @@ def test_wheel_works_on_its_own(tmp_path, trained, shapes):
         '.',
     ]
     source = tmp_path / 'source'  # setuptools leaves a build/ behind
-    for name in ('mmgrc', 'configs', 'tools'):
+    for name in ('mmgrc', 'configs', 'dev', 'tools'):
         shutil.copytree(REPOSITORY / name, source / name, symlinks=True)
     for name in ('pyproject.toml', 'README.md', 'LICENSE', 'model-index.yml'):
         shutil.copy(REPOSITORY / name, source)
@@ -57,6 +57,8 @@ def test_wheel_works_on_its_own(tmp_path, trained, shapes):
     arguments = (trained / 'mask_rcnn_grc_pvt.py', trained / 'epoch_2.pth', '--out-dir', tmp_path / 'out')
     assert '1 images are done' in run(infer, shapes / 'val' / '000001.png', *arguments)
     assert (target / 'mmgrc' / 'py.typed').is_file()
+    # What only developers run stays in the clone.
+    assert not (target / 'dev').exists()
     # Where mim looks for models.
     assert read_models(target / 'mmgrc' / '.mim') == read_models(REPOSITORY)
     assert (target / 'mmgrc' / '.mim' / 'tools' / 'train.py').is_file()

@@ -10,8 +10,9 @@ from dataclasses import asdict, fields
 from rich.console import Console
 from rich.table import Table
 
-from mmgrc.benchmark import DTYPES, Options, Result, compare
-from mmgrc.preflight import PreflightError
+from mmgrc.models.ops import describe_ops
+from mmgrc.runs.benchmark import DTYPES, Options, Result, compare
+from mmgrc.runs.error import InputError
 
 
 def _table(first: Result, second: Result) -> Table:
@@ -50,9 +51,9 @@ def main() -> str | None:
     options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     try:
         results = compare(args.config, args.against, options)
-    except PreflightError as error:
+    except InputError as error:
         return f'benchmark: {error}'
-    print(f'A: {results[0].name}\nB: {results[1].name}')
+    print(f'A: {results[0].name}\nB: {results[1].name}\noperations: {describe_ops()}')
     Console().print(_table(*results))
     if args.json:
         with open(args.json, 'w') as file:

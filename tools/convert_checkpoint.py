@@ -11,9 +11,10 @@ import sys
 
 import torch
 
-from mmgrc.checkpoint import read_checkpoint
 from mmgrc.models.convert import convert_checkpoint, resize_caches
-from mmgrc.preflight import PreflightError, build_model, load_config
+from mmgrc.runs.checkpoint import read_checkpoint
+from mmgrc.runs.config import build_model, load_config
+from mmgrc.runs.error import InputError, first_few
 
 
 def main() -> str | None:
@@ -30,7 +31,7 @@ def main() -> str | None:
     try:
         checkpoint = read_checkpoint(args.src)
         (_resize if args.resize_caches else _convert)(args, checkpoint)
-    except (ValueError, OSError, RuntimeError, PreflightError) as error:
+    except (ValueError, OSError, RuntimeError, InputError) as error:
         return f'convert_checkpoint: {error}'
     return None
 
@@ -41,7 +42,7 @@ def _convert(args: argparse.Namespace, checkpoint: dict) -> None:
     print(f'{args.dst}: {report}')
     for name in ('missing', 'unused'):
         if keys := getattr(report, name):
-            print(f'  {name}: {", ".join(keys[:8])}{", ..." if len(keys) > 8 else ""}')
+            print(f'  {name}: {first_few(keys, 8)}')
 
 
 def _resize(args: argparse.Namespace, checkpoint: dict) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mmgrc.preflight import PreflightError, load_config
+from mmgrc.runs.config import load_config
+from mmgrc.runs.error import InputError
 from mmgrc.visualization.detections import draw_predictions
 from mmgrc.visualization.predictions import read_predictions, read_test_set
 
@@ -24,7 +25,7 @@ def main() -> str | None:
         test_set = read_test_set(load_config(args.config))
         predictions = read_predictions(args.predictions)
         notes = draw_predictions(predictions, *test_set, args.out, args.count, args.score_thr)
-    except (PreflightError, ValueError, OSError) as error:
+    except (InputError, ValueError, OSError) as error:
         return f'draw_predictions: {error}'
     for note in notes:
         print(f'left out: {note}')

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import track
 
 from mmgrc.inference import detect, find_images, load_detector, select_classes
-from mmgrc.preflight import PreflightError, load_config
+from mmgrc.runs.config import load_config
+from mmgrc.runs.error import InputError
 
 # As shells have it, the end by SIGINT.
 _EXIT_INTERRUPTED = 130
@@ -29,11 +30,11 @@ def main() -> str | None:
     args = parser.parse_args()
     try:
         if not 0 <= args.score_thr <= 1:
-            raise PreflightError(f'--score-thr {args.score_thr}: give a number from 0 to 1')
+            raise InputError(f'--score-thr {args.score_thr}: give a number from 0 to 1')
         images = find_images(args.images)
         model = load_detector(load_config(args.config), args.checkpoint, args.device)
         labels = select_classes(model, args.classes)
-    except (PreflightError, OSError) as error:
+    except (InputError, OSError) as error:
         return f'infer: {error}'
     # A batch system's order to end is as good as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

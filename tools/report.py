@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmgrc.preflight import PreflightError
+from mmgrc.runs.error import InputError
 from mmgrc.visualization.report import write_report
 
 
@@ -23,7 +23,7 @@ def main() -> str | None:
     out = args.out or Path(args.work_dir) / 'report.html'
     try:
         notes = write_report(args.work_dir, out, args.predictions)
-    except (OSError, ValueError, PreflightError) as error:
+    except (OSError, ValueError, InputError) as error:
         return f'report: {error}'
     for note in notes:
         print(f'left out: {note}')

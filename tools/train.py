@@ -2,7 +2,7 @@
 
 import sys
 
-from mmgrc.mmdet_tools import main
+from mmgrc.runs.mmdet_tools import main
 
 if __name__ == '__main__':
     sys.exit(main('train'))

@@ -7,9 +7,10 @@ import sys
 
 import cv2
 
-from mmgrc.images import read_image
+from mmgrc.datasets.images import read_image
 from mmgrc.inference import describe_failure, load_detector
-from mmgrc.preflight import PreflightError, load_config
+from mmgrc.runs.config import load_config
+from mmgrc.runs.error import InputError
 from mmgrc.visualization.memory import draw_memory, view_memory
 
 
@@ -36,7 +37,7 @@ def main() -> str | None:
                 raise ValueError(f'there is no layer {min(unknown)}; the model has {", ".join(names)}')
             views = [view for view in views if str(view.layer) in args.layers]
         draw_memory(views, image, args.out)
-    except (PreflightError, ValueError, OSError) as error:
+    except (InputError, ValueError, OSError) as error:
         return f'visualize_memory: {error}'
     print(f'{args.out} is written')
     return None

@@ -1,9 +1,3 @@
-_base_ = 'mmdet::_base_/datasets/coco_instance.py'
+_base_ = ['mmdet::_base_/datasets/coco_instance.py', 'coco_root.py']
 
-# COCO lies in data/coco/, or where the environment variable COCO_ROOT says.
-data_root = '{{$COCO_ROOT:data/coco}}'
-train_dataloader = dict(dataset=dict(data_root=data_root))
-val_dataloader = dict(dataset=dict(data_root=data_root))
-test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=f'{data_root}/annotations/instances_val2017.json')
-test_evaluator = val_evaluator
+globals().update(_base_.pop('coco_root'))

@@ -1,13 +1,3 @@
-_base_ = 'mmdet::_base_/default_runtime.py'
+_base_ = ['mmdet::_base_/default_runtime.py', 'mmgrc_runtime.py']
 
-# Registers the GRC backbones wherever the config is loaded, a dumped one in a work dir too.
-custom_imports = dict(imports=['mmgrc'], allow_failed_imports=False)
-
-# A checkpoint is whole or not there; a resumed run equals the uninterrupted one; SIGUSR1 stops a run with a checkpoint; the
-# memory of each layer is logged beside the losses. They stand here and not in custom_hooks, so that a config with custom hooks of its own does not lose them.
-default_hooks = dict(
-    checkpoint=dict(type='AtomicCheckpointHook'),
-    data_error=dict(type='DataErrorHook'),
-    exact_resume=dict(type='ExactResumeHook'),
-    stop_signal=dict(type='StopSignalHook'),
-    grc_monitor=dict(type='GRCMonitorHook', interval=50))
+globals().update(_base_.pop('mmgrc_runtime'))

@@ -1,14 +1,11 @@
 # mmdet's own DINO recipe, with another backbone: 12 epochs of 8 GPUs x 2 images.
-_base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
-
-# As in _base_/default_runtime.py.
-custom_imports = dict(imports=['mmgrc'], allow_failed_imports=False)
-default_hooks = dict(
-    checkpoint=dict(type='AtomicCheckpointHook'),
-    data_error=dict(type='DataErrorHook'),
-    exact_resume=dict(type='ExactResumeHook'),
-    stop_signal=dict(type='StopSignalHook'),
-    grc_monitor=dict(type='GRCMonitorHook', interval=50))
+_base_ = [
+    'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+    '../_base_/coco_root.py',
+    '../_base_/mmgrc_runtime.py',
+]
+globals().update(_base_.pop('coco_root'))
+globals().update(_base_.pop('mmgrc_runtime'))
 
 model = dict(
     backbone=dict(
@@ -32,14 +29,6 @@ optim_wrapper = dict(
             'attn.grc.': dict(lr_mult=1.0),
             'attn.grc.lam': dict(lr_mult=1.0, decay_mult=0.0),
         }))
-
-# COCO as in _base_/coco_detection.py.
-data_root = '{{$COCO_ROOT:data/coco}}'
-train_dataloader = dict(dataset=dict(data_root=data_root))
-val_dataloader = dict(dataset=dict(data_root=data_root))
-test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=f'{data_root}/annotations/instances_val2017.json')
-test_evaluator = val_evaluator
 
 # With it, --auto-scale-lr works.
 auto_scale_lr = dict(enable=False)

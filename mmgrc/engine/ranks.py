@@ -10,7 +10,13 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-__all__ = ['LauncherError', 'check_environment', 'read_slurm_environment', 'start_cpu_ranks']
+__all__ = [
+    'LauncherError',
+    'check_launcher',
+    'is_first_of_machine',
+    'read_slurm_environment',
+    'start_cpu_ranks',
+]
 
 # Below Linux's ephemeral ports (from 32768), from which other programs get theirs.
 _FIRST_PORT, _PORTS = 20000, 12000
@@ -28,7 +34,7 @@ class LauncherError(RuntimeError):
     """This process was not started by the launcher that it was told of, or has no GPU of its own."""
 
 
-def check_environment(launcher: str, environ: Mapping[str, str] = os.environ) -> None:
+def check_launcher(launcher: str, environ: Mapping[str, str] = os.environ) -> None:
     """Check that the launcher has told this process which rank it is.
 
     Args:
@@ -51,6 +57,11 @@ def check_environment(launcher: str, environ: Mapping[str, str] = os.environ) ->
             f'there is no GPU for local rank {local_rank}: this process sees {gpus}. Start at most {gpus} on a '
             "machine, or set CUDA_VISIBLE_DEVICES='' to run all of them on CPUs"
         )
+
+
+def is_first_of_machine(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is the one process of its machine that does what all of them need done once."""
+    return all(environ.get(name, '0') == '0' for name in ('LOCAL_RANK', 'SLURM_LOCALID'))
 
 
 def read_slurm_environment(environ: MutableMapping[str, str] = os.environ) -> None:

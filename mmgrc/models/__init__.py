@@ -5,11 +5,12 @@ The backbones are imported where they are asked for, since they need MMDetection
 
 from importlib import import_module
 
+from .attention import GRCAttention, commit_caches
 from .grc import GRC
 from .options import GRCConfig
 
 _BACKBONES = ('GRCPyramidVisionTransformer', 'GRCPyramidVisionTransformerV2', 'GRCSwinTransformer')
-__all__ = ['GRC', 'GRCConfig', *_BACKBONES]
+__all__ = ['GRC', 'GRCAttention', 'GRCConfig', 'commit_caches', *_BACKBONES]
 
 
 def __getattr__(name: str) -> object:

@@ -78,7 +78,9 @@ class MemoryAttention(nn.Module):
             O_mem (B, T, D_m).
         """
         dropout = self.attn_drop if self.training else 0.0
-        out = F.scaled_dot_product_attention(self.queries(x), *self.keys_and_values(memory, x.shape[0]), dropout_p=dropout)
+        out = F.scaled_dot_product_attention(
+            self.queries(x), *self.keys_and_values(memory, x.shape[0]), dropout_p=dropout
+        )
         return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), self.proj_drop, self.training)
 
     def attention_map(self, x: Tensor, memory: Tensor) -> Tensor:

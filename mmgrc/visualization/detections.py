@@ -14,7 +14,7 @@ from matplotlib.patches import Polygon, Rectangle
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mmgrc.images import read_image
+from mmgrc.datasets.images import read_image
 
 from .predictions import check_predictions
 from .text import write_plainly

@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from mmgrc.checkpoint import read_checkpoint
 from mmgrc.models.convert import checkpoint_state
+from mmgrc.runs.checkpoint import read_checkpoint
 
 from .layers import Layer, number_layers, stage_style
 from .text import write_plainly

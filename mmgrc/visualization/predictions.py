@@ -16,7 +16,8 @@ from mmengine.fileio import load
 from mmengine.registry import init_default_scope
 from pycocotools.coco import COCO
 
-from mmgrc.preflight import PreflightError, check_datasets
+from mmgrc.runs.error import InputError
+from mmgrc.runs.preflight import check_datasets
 
 __all__ = ['TestSet', 'check_predictions', 'class_colours', 'read_predictions', 'read_test_set']
 
@@ -38,26 +39,26 @@ def read_test_set(config: Config) -> TestSet:
     """Read the annotations of a config's test set.
 
     Raises:
-        PreflightError: There is no test set, or it is not of one file in COCO's format.
+        InputError: There is no test set, or it is not of one file in COCO's format.
     """
     if not config.get('test_dataloader'):
-        raise PreflightError('the config has no test_dataloader: there is no truth to draw')
+        raise InputError('the config has no test_dataloader: there is no truth to draw')
     check_datasets(config, ('test_dataloader',))
     init_default_scope(config.get('default_scope') or 'mmdet')
     try:
         dataset = DATASETS.build(dict(config.test_dataloader.dataset, lazy_init=True))
     except Exception as error:
         # Data sets are anyone's code.
-        raise PreflightError(f'the test set cannot be built: {type(error).__name__}: {error}') from error
+        raise InputError(f'the test set cannot be built: {type(error).__name__}: {error}') from error
     path = getattr(dataset, 'ann_file', None)
     if not path:
-        raise PreflightError(f"the test set is a {type(dataset).__name__}: it has no annotation file in COCO's format")
+        raise InputError(f"the test set is a {type(dataset).__name__}: it has no annotation file in COCO's format")
     try:
         # pycocotools prints each step.
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(path)
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise PreflightError(f"{path} is not in COCO's format: {type(error).__name__}: {error}") from error
+        raise InputError(f"{path} is not in COCO's format: {type(error).__name__}: {error}") from error
     classes = tuple(dataset.metainfo['classes'])
     return TestSet(truth, classes, class_colours(dataset.metainfo.get('palette'), len(classes)))
 

@@ -21,8 +21,9 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
 
-from mmgrc.preflight import PreflightError, load_config
-from mmgrc.preflight.quiet import quiet
+from mmgrc.runs.config import load_config
+from mmgrc.runs.error import InputError
+from mmgrc.runs.quiet import quiet
 
 from .curves import (
     draw_losses,
@@ -97,7 +98,7 @@ def write_report(work_dir: str | Path, out: str | Path, predictions: str | Path 
 
     Raises:
         FileNotFoundError: There is no log, no config, or no such file of predictions.
-        PreflightError: The config cannot be read.
+        InputError: The config cannot be read.
     """
     work_dir = Path(work_dir)
     training, validation = read_scalars(work_dir)
@@ -275,7 +276,7 @@ def _detections(config: Config, work_dir: Path, predictions: Path, notes: list[s
         found = read_predictions(predictions)
         test_set = read_test_set(config)
         check_predictions(found, test_set.truth, test_set.classes)
-    except (PreflightError, ValueError, OSError) as error:
+    except (InputError, ValueError, OSError) as error:
         yield 'Classes and examples', _note(f'The predictions cannot be evaluated: {error}', notes)
         return
     try:

@@ -13,6 +13,8 @@ from matplotlib.font_manager import FontProperties, findSystemFonts, fontManager
 from matplotlib.text import Text
 from mmengine.logging import print_log
 
+from mmgrc.runs.error import first_few
+
 __all__ = ['write_plainly']
 
 _BOX = '□'
@@ -139,9 +141,8 @@ def _report(texts: Sequence[str], families: tuple[str, ...]) -> None:
     _reported.update(missing)
     shown = [repr(text) for text in lacking]
     print_log(
-        f'No installed font has all characters of {", ".join(shown[:5])}{", ..." if len(shown) > 5 else ""}; those '
-        f'missing are drawn as {_BOX}. On Debian and Ubuntu: apt-get install '
-        f'{" ".join(sorted({_package(character) for character in missing}))}',
+        f'No installed font has all characters of {first_few(shown)}; those missing are drawn as {_BOX}. On '
+        f'Debian and Ubuntu: apt-get install {" ".join(sorted({_package(character) for character in missing}))}',
         logger='current',
         level=logging.WARNING,
     )

@@ -14,7 +14,7 @@ import torch
 
 from mmgrc.engine.atomic_checkpoint_hook import CheckpointWriteError, write_atomically
 from tests.conftest import NARROW, SHAPES_CONFIG
-from tests.processes import Tool
+from tests.helpers.processes import Tool
 
 
 def train(work_dir, shapes, *options, resume=False, log='train.log', before=None, config=SHAPES_CONFIG):

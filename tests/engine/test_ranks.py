@@ -9,9 +9,9 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import init_default_scope
 from torch.nn.parallel import DistributedDataParallel
 
-from mmgrc.engine.ranks import LauncherError, check_environment, read_slurm_environment
-from tests.models.backbones import build, caches
-from tests.processes import run_ranks
+from mmgrc.engine.ranks import LauncherError, check_launcher, read_slurm_environment
+from tests.helpers.backbones import build, caches
+from tests.helpers.processes import run_ranks
 
 STEPS = 3
 
@@ -226,14 +226,14 @@ def test_slurm_variables_become_torchs(monkeypatch, tmp_path):
 
 def test_process_that_no_launcher_started():
     with pytest.raises(LauncherError, match=r'RANK, WORLD_SIZE.*not set.*tools/dist_train.sh'):
-        check_environment('pytorch', {})
+        check_launcher('pytorch', {})
     with pytest.raises(LauncherError, match=r'SLURM_LOCALID not set.*tools/slurm_train.sh'):
-        check_environment('slurm', {k: v for k, v in SLURM.items() if k != 'SLURM_LOCALID'})
+        check_launcher('slurm', {k: v for k, v in SLURM.items() if k != 'SLURM_LOCALID'})
 
 
 def test_more_ranks_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
     with pytest.raises(LauncherError, match='no GPU for local rank 1: this process sees 1'):
-        check_environment('slurm', SLURM)
-    check_environment('slurm', {**SLURM, 'SLURM_LOCALID': '0'})
+        check_launcher('slurm', SLURM)
+    check_launcher('slurm', {**SLURM, 'SLURM_LOCALID': '0'})

@@ -11,11 +11,11 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
-from mmgrc.checkpoint import last_good_checkpoint, read_checkpoint
 from mmgrc.engine.exact_resume_hook import random_state, set_random_state
 from mmgrc.engine.stop_signal_hook import StopSignalHook
+from mmgrc.runs.checkpoint import last_good_checkpoint, read_checkpoint
 from tests.conftest import NARROW, SHAPES_CONFIG
-from tests.processes import Tool
+from tests.helpers.processes import Tool
 
 EPOCHS, STEPS = 3, 4  # 8 images, 2 at a time
 OPTIONS = [

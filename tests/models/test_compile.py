@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmgrc.models.cache import CachedBlock
-from tests.models.backbones import FAMILIES, TWO_STAGES, assert_same, build, caches, loss
+from tests.helpers.backbones import FAMILIES, TWO_STAGES, assert_same, build, caches, loss
 
 family = pytest.mark.parametrize('family', FAMILIES)
 

@@ -9,7 +9,7 @@ from mmengine.optim import OptimWrapper
 from torch.nn.functional import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.models.backbones import FAMILIES, assert_same, build, caches, loss
+from tests.helpers.backbones import FAMILIES, assert_same, build, caches, loss
 
 family = pytest.mark.parametrize('family', FAMILIES)
 

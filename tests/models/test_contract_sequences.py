@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.models.backbones import FAMILIES, TWO_STAGES, assert_same, build, caches
+from tests.helpers.backbones import FAMILIES, TWO_STAGES, assert_same, build, caches
 
 SEEDS = st.integers(0, 2**31 - 1)
 SIZES = st.tuples(st.integers(32, 72), st.integers(32, 72))

@@ -6,7 +6,7 @@ from mmdet.models.backbones import PyramidVisionTransformer, PyramidVisionTransf
 from mmengine.registry import MODELS
 
 from mmgrc.models.convert import backbone_state, convert_checkpoint, convert_pvt, load_converted
-from tests.models.published import original_pvt, published_grc
+from tests.helpers.published import original_pvt, published_grc
 
 SMALL = {'embed_dims': 16, 'num_layers': [1, 2, 1, 1]}
 

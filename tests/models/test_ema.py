@@ -10,7 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from tests.models.backbones import FAMILIES, assert_same, build, loss
+from tests.helpers.backbones import FAMILIES, assert_same, build, loss
 
 MOMENTUM = 0.25
 

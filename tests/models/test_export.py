@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import Dim
 
 from tests.conftest import REPOSITORY
-from tests.models.backbones import CHANNELS, FAMILIES, TWO_STAGES, assert_same, build
+from tests.helpers.backbones import CHANNELS, FAMILIES, TWO_STAGES, assert_same, build
 
 family = pytest.mark.parametrize('family', FAMILIES)
 # Detectors pad to multiples of 32.

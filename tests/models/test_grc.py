@@ -8,7 +8,7 @@ from mmgrc.models.grc import GRC
 from mmgrc.models.ops.folding import FoldedGRC, Unprojected
 from mmgrc.models.options import GRCConfig
 from mmgrc.models.resampling import make_resampling, valid_extent
-from tests.models import reference
+from tests.helpers import reference
 
 VARIANTS = ['code', 'paper']
 

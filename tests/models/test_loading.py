@@ -14,7 +14,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from mmgrc.models.convert import resize_caches
 from tests.conftest import REPOSITORY, SHAPES_CONFIG
-from tests.models.backbones import FAMILIES, SMALL, assert_same, build, caches
+from tests.helpers.backbones import FAMILIES, SMALL, assert_same, build, caches
 
 family = pytest.mark.parametrize('family', FAMILIES)
 

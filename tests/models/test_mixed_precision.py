@@ -7,7 +7,7 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import MODELS
 
 import mmgrc.models.grc as grc_module
-from tests.models.backbones import FAMILIES, SMALL, assert_same, build, caches, loss
+from tests.helpers.backbones import FAMILIES, SMALL, assert_same, build, caches, loss
 
 family = pytest.mark.parametrize('family', FAMILIES)
 half = pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

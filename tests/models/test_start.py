@@ -12,8 +12,8 @@ from torch import nn
 
 from mmgrc.models.convert import convert_checkpoint
 from tests.conftest import REPOSITORY, SHAPES_CONFIG
-from tests.models.backbones import SMALL, assert_same, build, caches, loss
-from tests.models.published import original_pvt
+from tests.helpers.backbones import SMALL, assert_same, build, caches, loss
+from tests.helpers.published import original_pvt
 
 family = pytest.mark.parametrize('family', ['pvt', 'pvtv2', 'swin'])
 variant = pytest.mark.parametrize('variant', ['code', 'paper'])

@@ -5,7 +5,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from tests.conftest import REPOSITORY, SHAPES_CONFIG
-from tests.models.published import published_grc
+from tests.helpers.published import published_grc
 
 
 def test_converts_and_counts(run_tool, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import NARROW, REPOSITORY, SHAPES_CONFIG
-from tests.processes import Tool, ranks_of
+from tests.helpers.processes import Tool, ranks_of
 
 SCRIPTS = {
     'dist_train': ['c.py', '2'],
@@ -129,7 +129,7 @@ def test_numbers_are_checked():
 
 @pytest.mark.skipif(not shutil.which('shellcheck'), reason='shellcheck is not installed')
 def test_shell_is_clean():
-    scripts = [*REPOSITORY.glob('tools/*.sh'), *REPOSITORY.glob('tests/slurm/*.sh')]
+    scripts = [*REPOSITORY.glob('tools/*.sh'), *REPOSITORY.glob('tests/helpers/slurm/*.sh')]
     assert len(scripts) > 6
     subprocess.run(['shellcheck', '-x', *scripts], cwd=REPOSITORY, check=True)
 

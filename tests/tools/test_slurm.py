@@ -44,7 +44,10 @@ def slurm():
     path = f'{os.environ["PATH"]}:/usr/sbin'
     try:
         subprocess.run(
-            [REPOSITORY / 'tests/slurm/start.sh', folder], check=True, timeout=60, env={**os.environ, 'PATH': path}
+            [REPOSITORY / 'tests/helpers/slurm/start.sh', folder],
+            check=True,
+            timeout=60,
+            env={**os.environ, 'PATH': path},
         )
         yield {
             **{name: value for name, value in os.environ.items() if not name.startswith(('SLURM', 'MASTER_'))},
@@ -59,7 +62,7 @@ def slurm():
             'CPUS_PER_TASK': '1',
         }
     finally:
-        stopped = subprocess.run([REPOSITORY / 'tests/slurm/stop.sh', folder], timeout=60, env={'PATH': path})
+        stopped = subprocess.run([REPOSITORY / 'tests/helpers/slurm/stop.sh', folder], timeout=60, env={'PATH': path})
         shutil.rmtree(folder)
         assert stopped.returncode == 0
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mmgrc.preflight import PreflightError
+from mmgrc.runs.error import InputError
 from mmgrc.visualization.detections import Drawn, draw_detections, draw_predictions
 from mmgrc.visualization.predictions import class_colours, read_predictions, read_test_set
 
@@ -230,7 +230,7 @@ def test_test_set_of_a_config(write_set, tmp_path):
     test_set = read_test_set(Config({'test_dataloader': {'dataset': dataset}}))
     assert test_set.classes == CLASSES
     assert [tuple(colour) for colour in test_set.palette] == PALETTE
-    with pytest.raises(PreflightError, match='has no test_dataloader'):
+    with pytest.raises(InputError, match='has no test_dataloader'):
         read_test_set(Config({'test_dataloader': None}))
     (tmp_path / 'list.json').write_text('[]')
     for change, message in {
@@ -238,10 +238,10 @@ def test_test_set_of_a_config(write_set, tmp_path):
         'list.json': "list.json is not in COCO's format",
         '1.png': "1.png is not in COCO's format",
     }.items():
-        with pytest.raises(PreflightError, match=message):
+        with pytest.raises(InputError, match=message):
             read_test_set(Config({'test_dataloader': {'dataset': {**dataset, 'ann_file': change}}}))
     twice = {'type': 'ConcatDataset', 'datasets': [dataset, dataset]}
-    with pytest.raises(PreflightError, match='is a ConcatDataset: it has no annotation file'):
+    with pytest.raises(InputError, match='is a ConcatDataset: it has no annotation file'):
         read_test_set(Config({'test_dataloader': {'dataset': twice}}))
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmgrc.images import read_image
+from mmgrc.datasets.images import read_image
 from mmgrc.inference import load_detector
 from mmgrc.models.grc import GRC
 from mmgrc.visualization.memory import draw_memory, view_memory

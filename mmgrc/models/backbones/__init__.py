@@ -1,7 +1,11 @@
-"""The GRC backbones, registered with MMEngine."""
+"""The GRC backbones, registered with MMEngine. They need MMDetection: what is wrong with that is said here."""
 
-from .cached import CachedBackbone
-from .pvt import GRCPyramidVisionTransformer, GRCPyramidVisionTransformerV2
-from .swin import GRCSwinTransformer
+from mmgrc.env.versions import check_stack
+
+check_stack()
+
+from .cached import CachedBackbone  # noqa: E402
+from .pvt import GRCPyramidVisionTransformer, GRCPyramidVisionTransformerV2  # noqa: E402
+from .swin import GRCSwinTransformer  # noqa: E402
 
 __all__ = ['CachedBackbone', 'GRCPyramidVisionTransformer', 'GRCPyramidVisionTransformerV2', 'GRCSwinTransformer']

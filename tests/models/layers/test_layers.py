@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 from torch.nn.functional import conv2d
 
 from mmgrc.models.resampling import make_resampling
-from tests.models.backbones import SMALL, assert_same, build, loss
+from tests.helpers.backbones import SMALL, assert_same, build, loss
 
 family = pytest.mark.parametrize('family', ['pvt', 'pvtv2', 'swin'])
 # 40 x 32 tokens in the first stage: enough for chunks.

@@ -17,7 +17,7 @@ from mmgrc.models.ops.folding import FoldedGRC
 from mmgrc.models.ops.linear import replace_linear_layers
 from mmgrc.models.ops.residual import add_residual
 from mmgrc.models.resampling import make_resampling
-from tests.models import reference
+from tests.helpers import reference
 
 # 1,200 tokens: enough for chunks and for each kernel.
 HW, DIMS, HEADS = (40, 30), 16, 2

@@ -1,0 +1,220 @@
+"""Detectors on images that are in no data set: what is loaded, which images there are, and what is written."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import json
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmdet.apis import inference_detector, init_detector
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+from pycocotools import mask as coco_mask
+from torch import nn
+
+from mmgrc.datasets.images import read_image
+from mmgrc.engine.atomic_checkpoint_hook import write_atomically
+from mmgrc.runs.error import InputError
+from mmgrc.runs.preflight import check_checkpoint
+from mmgrc.visualization.detections import Drawn, draw_detections
+from mmgrc.visualization.predictions import class_colours
+
+__all__ = ['describe_failure', 'detect', 'find_images', 'load_detector', 'read_image', 'select_classes']
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+
+
+def load_detector(config: Config, checkpoint: str, device: str | None = None) -> nn.Module:
+    """Build a detector with the weights, classes and palette of a checkpoint, ready for images.
+
+    Args:
+        config: Config that the checkpoint was trained with.
+        checkpoint: Checkpoint file.
+        device: ``'cpu'``, ``'cuda:0'``, ...; None: a GPU where there is one.
+
+    Raises:
+        InputError: The checkpoint cannot be read or is of another model, or there is no such device.
+    """
+    if device is None:
+        device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f'the device {device!r} cannot be used: {str(error).splitlines()[0]}') from error
+    check_checkpoint(config, checkpoint)
+    with warnings.catch_warnings():
+        # The classes of the config stand in for those that a converted checkpoint lacks.
+        warnings.filterwarnings('ignore', message='dataset_meta or class names are not saved')
+        return init_detector(config, checkpoint, device=device)
+
+
+def find_images(source: str) -> list[Path]:
+    """The images that a path, a folder or a pattern stands for, sorted.
+
+    Args:
+        source: A file, whatever its name; a folder, whose images are taken by their suffix, those of folders in it too;
+            or a pattern with ``*``, ``?`` or ``**``.
+
+    Raises:
+        InputError: There are none.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [p for p in sorted(path.rglob('*')) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+        if not found:
+            raise InputError(f'the folder {source} has no images (looked for {", ".join(IMAGE_SUFFIXES)})')
+        return found
+    found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
+    if not found:
+        raise InputError(f'there is no image, no folder and no match of a pattern at {source}')
+    return found
+
+
+def select_classes(model: nn.Module, names: Sequence[str] | None) -> list[int]:
+    """The labels of classes.
+
+    Args:
+        model: What :func:`load_detector` gave.
+        names: Names of classes; None stands for all.
+
+    Raises:
+        InputError: The detector has no class of a name.
+    """
+    classes = list(model.dataset_meta['classes'])
+    if names is None:
+        return list(range(len(classes)))
+    for name in names:
+        if name not in classes:
+            near = difflib.get_close_matches(name, classes, n=3) or classes
+            raise InputError(f'the detector has no class {name!r}; did you mean one of these? {", ".join(near)}')
+    return [classes.index(name) for name in names]
+
+
+def detect(
+    model: nn.Module, images: Sequence[Path], out_dir: str | Path, score_thr: float = 0.3, labels: Sequence[int] = ()
+) -> Iterator[tuple[Path, str | None]]:
+    """Detect objects on images; write a drawing of each and one file of all detections.
+
+    The drawings are ``OUT_DIR/drawings/NAME.jpg``. ``OUT_DIR/detections.json`` is a data set in COCO's format whose
+    annotations have a ``score`` each; it is written at the end, and when the generator is closed before.
+
+    Args:
+        model: What :func:`load_detector` gave.
+        images: Image files.
+        out_dir: Folder to write to, made where it is missing.
+        score_thr: Least score of a detection, in [0, 1].
+        labels: The labels to keep.
+
+    Yields:
+        Each image, when it is done, and None, or why it failed. An image that could not be drawn has its detections in
+        the file nevertheless.
+
+    Raises:
+        OSError: The folder or the file cannot be written.
+    """
+    out_dir = Path(out_dir)
+    drawings = out_dir / 'drawings'
+    drawings.mkdir(parents=True, exist_ok=True)
+    classes = model.dataset_meta['classes']
+    palette = class_colours(model.dataset_meta['palette'], len(classes))
+    done: list[tuple[dict, list[dict]]] = []
+    count, names = 0, _drawing_names(images)
+    try:
+        for path in images:
+            problem = None
+            try:
+                image = read_image(path)
+                found = inference_detector(model, image).pred_instances.cpu()
+                keep = (found.scores >= score_thr) & torch.isin(found.labels, torch.tensor(list(labels)))
+                new = list(_annotations(found[keep], len(done) + 1, count))
+            except Exception as error:
+                # Whatever an image is the reason of, the others are worth doing.
+                problem = describe_failure(path, error)
+            if problem:
+                _free_memory()
+                yield path, problem
+                continue
+            count += len(new)
+            record = {'id': len(done) + 1, 'file_name': str(path), 'height': image.shape[0], 'width': image.shape[1]}
+            done.append((record, [annotation for annotation, _ in new]))
+            try:
+                objects = [Drawn(a['category_id'] - 1, a['bbox'], mask, a['score']) for a, mask in new]
+                draw_detections(image[..., ::-1], objects, classes, palette, drawings / names[path])
+            except Exception as error:
+                (drawings / names[path]).unlink(missing_ok=True)
+                problem = f'{describe_failure(path, error)}; it is not drawn, but its detections are kept'
+            yield path, problem
+    finally:
+        content = {
+            'info': {'description': 'detections of mmgrc, with scores'},
+            'images': [record for record, _ in done],
+            'annotations': [annotation for _, known in done for annotation in known],
+            'categories': [{'id': i, 'name': name} for i, name in enumerate(classes, start=1)],
+        }
+        write_atomically(out_dir / 'detections.json', json.dumps(content).encode())
+
+
+def describe_failure(path: str | Path, error: Exception) -> str:
+    """Why an image could not be worked on, in one line that names it.
+
+    Args:
+        path: The image.
+        error: What was raised: by :func:`~mmgrc.datasets.images.read_image`, whose messages stand for themselves, or by
+            anything after it, of which the place in the code is said, too.
+    """
+    message = ' '.join(str(error).split())
+    if isinstance(error, ValueError) and str(path) in message:
+        return message
+    kind = type(error)
+    name = kind.__name__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__name__}'
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f'{path}: {name}: {message[:500]} ({Path(place.filename).name}, line {place.lineno})'
+
+
+def _free_memory() -> None:
+    # What did not fit must not take the room of the images after it.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _drawing_names(images: Sequence[Path]) -> dict[Path, str]:
+    """A file name for the drawing of each image, no two alike."""
+    names: dict[Path, str] = {}
+    used: set[str] = set()
+    for path in images:
+        name, number = f'{path.stem}.jpg', 1
+        while name in used:
+            number += 1
+            name = f'{path.stem}_{number}.jpg'
+        used.add(name)
+        names[path] = name
+    return names
+
+
+def _annotations(found: InstanceData, image_id: int, count: int) -> Iterator[tuple[dict, np.ndarray | None]]:
+    """COCO annotations, numbered after ``count`` others, and their masks (H, W) where there are any."""
+    boxes = found.bboxes.double().numpy()
+    masks = found.masks.numpy() if 'masks' in found else [None] * len(boxes)
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        annotation = {
+            'id': count + i + 1,
+            'image_id': image_id,
+            'category_id': int(found.labels[i]) + 1,
+            'iscrowd': 0,
+            'bbox': [round(float(v), 2) for v in (left, top, right - left, bottom - top)],
+            'area': round(float((right - left) * (bottom - top)), 2),
+            'score': round(float(found.scores[i]), 5),
+        }
+        if masks[i] is not None:
+            encoded = coco_mask.encode(np.asfortranarray(masks[i].astype(np.uint8)))
+            annotation['segmentation'] = {'size': encoded['size'], 'counts': encoded['counts'].decode('ascii')}
+            annotation['area'] = int(masks[i].sum())
+        yield annotation, masks[i]

@@ -1,0 +1,122 @@
+"""Self-attention with a memory, for models that know nothing of caches: tokens in, tokens out."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cache import commit
+from .grc import GRC
+from .resampling import make_resampling
+
+__all__ = ['GRCAttention', 'commit_caches']
+
+
+class GRCAttention(nn.Module):
+    """Multi-head self-attention of tokens on a grid, with a memory. As easy to use as ``nn.MultiheadAttention``.
+
+    In training mode each forward proposes a new cache. By default it is stored at the end of that forward. With
+    ``auto_commit=False`` it is stored by :func:`commit_caches`, once for all layers at the end of a step. That is
+    needed with activation checkpointing, which runs a forward twice, and is quicker on several ranks.
+
+    Args:
+        embed_dims: Channels of the tokens, ``D``.
+        num_heads: Heads.
+        cache_size: Rows and columns of the cache.
+        qkv_bias: Whether queries, keys and values have a bias.
+        attn_drop: Dropout of both attentions, in [0, 1].
+        proj_drop: Dropout of both outputs, in [0, 1].
+        auto_commit: Whether a training forward stores its new cache itself.
+        sync: Whether ranks average their caches, where ``torch.distributed`` is initialised.
+        grc: The other arguments of :class:`~mmgrc.models.grc.GRC`, as ``cache_ratio`` and ``variant``.
+
+    Raises:
+        ValueError: ``embed_dims`` is no multiple of ``num_heads``; and see :class:`~mmgrc.models.grc.GRC`.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        cache_size: tuple[int, int],
+        *,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        auto_commit: bool = True,
+        sync: bool = True,
+        **grc,
+    ) -> None:
+        super().__init__()
+        if embed_dims % num_heads:
+            raise ValueError(f'embed_dims={embed_dims} is no multiple of num_heads={num_heads}')
+        self.num_heads, self.attn_drop, self.proj_drop = num_heads, attn_drop, proj_drop
+        self.auto_commit, self.sync = auto_commit, sync
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+        drop = {'qkv_bias': qkv_bias, 'attn_drop': attn_drop, 'proj_drop': proj_drop}
+        self.grc = GRC(embed_dims, num_heads, cache_size, **drop, **grc)
+        self.new_cache: Tensor | None = None
+        """What the last training forward proposed, until it is stored."""
+
+    def forward(self, x: Tensor, hw_shape: tuple[int, int], valid: Tensor | None = None) -> Tensor:
+        """Attend the tokens and the cache.
+
+        Args:
+            x: (B, T, D), tokens in rows.
+            hw_shape: Rows H and columns W of the tokens, T = H W.
+            valid: (B, 2), rows and columns of each image that are not padding, in tokens. None: all are valid.
+
+        Returns:
+            (B, T, D).
+
+        Raises:
+            ValueError: The tokens do not fill the grid.
+        """
+        batch, length = x.shape[:2]
+        if length != hw_shape[0] * hw_shape[1]:
+            raise ValueError(f'hw_shape={tuple(hw_shape)}: {length} tokens do not fill a grid of that size')
+        query, key, value = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        dropout = self.attn_drop if self.training else 0.0
+        out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout).transpose(1, 2).flatten(2)
+        attn_out = F.dropout(self.proj(out), self.proj_drop, self.training)
+
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        extent = torch.tensor([hw_shape], dtype=dtype, device=x.device).expand(batch, 2)
+        extent = extent if valid is None else valid.to(extent)
+        resampling = make_resampling(extent, hw_shape, hw_shape, self.grc.cache_size)
+        # A copy: the cache may change before the backward pass.
+        out, new_cache = self.grc(x, attn_out, hw_shape, self.grc.cache.clone(), resampling)
+        if new_cache is not None:
+            self.new_cache = new_cache
+            if self.auto_commit:
+                commit_caches(self)
+        return out
+
+
+@torch.compiler.disable
+def commit_caches(model: nn.Module) -> bool:
+    """Store the new caches of all :class:`GRCAttention` layers of a model; for the end of a training step.
+
+    One check and one collective serve all layers. Call it on all ranks, before or after the backward pass (after it,
+    with activation checkpointing).
+
+    Returns:
+        Whether they were stored. If a value is not finite, on any rank, the caches stay as they are, which is logged.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, GRCAttention) and m.new_cache is not None}
+    if not layers:
+        return True
+    new_caches = [(layer.grc, layer.new_cache) for layer in layers.values()]
+    skipped_for = commit(new_caches, sync=all(layer.sync for layer in layers.values()))
+    for layer in layers.values():
+        layer.new_cache = None
+    if skipped_for is not None:
+        name = next(name for name, layer in layers.items() if layer.grc is skipped_for)
+        logging.getLogger('mmgrc').warning(
+            '%s: its new cache is not finite; the caches stay as they are', name or 'GRC'
+        )
+    return skipped_for is None

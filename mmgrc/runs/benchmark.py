@@ -1,0 +1,289 @@
+"""Time, memory, parameters and FLOPs of two models side by side, on random input and with no data set."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from mmdet.testing._utils import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from .config import build_model, load_config
+from .error import InputError
+
+__all__ = ['Options', 'Result', 'Spread', 'compare', 'count_flops', 'stock_config']
+
+DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+_OBJECTS = 8
+"""Objects in each random image that a detector trains on."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured, and how.
+
+    Args:
+        mode: ``'eval'``: the forward pass alone; ``'train'``: forward and backward.
+        part: ``'backbone'``, or ``'detector'``: losses in training, predictions in evaluation.
+        size: Rows and columns of an image, in pixels.
+        batch: Images at a time.
+        dtype: A key of ``DTYPES``; other than fp32 under autocast.
+        device: A torch device.
+        compile: Whether ``torch.compile`` is used, for both models.
+        runs: Timed runs of each model, in turns.
+        threads: CPU threads, for both models. None: as many as torch takes.
+    """
+
+    mode: str = 'eval'
+    part: str = 'backbone'
+    size: tuple[int, int] = (800, 1344)
+    batch: int = 1
+    dtype: str = 'fp32'
+    device: str = 'cpu'
+    compile: bool = False
+    runs: int = 5
+    threads: int | None = None
+
+    def check(self) -> None:
+        """Raise a :class:`~mmgrc.runs.error.InputError` that names the first option with a bad value."""
+        for name, allowed in (('mode', ('eval', 'train')), ('part', ('backbone', 'detector')), ('dtype', DTYPES)):
+            if getattr(self, name) not in allowed:
+                raise InputError(f'{name} {getattr(self, name)!r}: allowed are {", ".join(allowed)}')
+        if min(self.size) < 32:
+            raise InputError(f'size {self.size}: rows and columns must be at least 32 pixels')
+        for name in ('batch', 'runs', 'threads'):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f'{name} {value}: give a number from 1 up')
+        try:
+            torch.empty(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f'device {self.device!r} cannot be used: {error}') from error
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds of a pass: the median of all runs, the fastest and the slowest."""
+
+    median: float
+    fastest: float
+    slowest: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of one model."""
+
+    name: str
+    seconds: Spread
+    images_per_second: float
+    peak_memory: float
+    """Bytes above what the process held before the model was built; on a GPU, the most that torch allocated."""
+    parameters: int
+    flops: int
+    """Of one forward pass, a multiplication and an addition counted as two: convolutions, linear layers and all
+    attention, the memory's too. Operators of mmcv are not counted."""
+
+
+def stock_config(config: Config) -> Config:
+    """The same config on MMDetection's class of the backbone, without a memory.
+
+    Raises:
+        InputError: The backbone is none of this package's.
+    """
+    config = copy.deepcopy(config)
+    backbone = config.model.backbone
+    name = backbone.type
+    if not isinstance(name, str) or not name.startswith('GRC'):
+        raise InputError(f'the backbone {name} has no stock class of the same name: only GRC backbones have')
+    backbone.type = f'mmdet.{name.removeprefix("GRC")}'
+    backbone.pop('grc', None)
+    return config
+
+
+def _load(path: str, against: str | None) -> Config:
+    config = load_config(path)
+    return stock_config(config) if against == 'stock' else config
+
+
+def _build_pass(config: Config, options: Options) -> tuple[nn.Module, Callable[[], object]]:
+    """The model, and a function that runs one pass."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(config)
+    # Nothing is fetched: what the weights are makes no difference here.
+    config.model.backbone.init_cfg = None
+    detector = build_model(config)
+    model = detector if options.part == 'detector' else detector.backbone
+    model.init_weights()
+    model.to(options.device).train(options.mode == 'train')
+    run = torch.compile(model) if options.compile else model
+    device = torch.device(options.device)
+
+    def autocast() -> contextlib.AbstractContextManager:
+        single = options.dtype == 'fp32'
+        return contextlib.nullcontext() if single else torch.autocast(device.type, DTYPES[options.dtype])
+
+    if options.part == 'backbone':
+        images = torch.randn(options.batch, 3, *options.size, device=options.device)
+
+        def forward() -> object:
+            return run(images)
+
+    else:
+        heads = config.model.get('roi_head') or config.model
+        classes = (heads.get('mask_head') or heads.bbox_head).get('num_classes') or 80
+        data = demo_mm_inputs(
+            options.batch,
+            (3, *options.size),
+            [_OBJECTS] * options.batch,
+            classes,
+            with_mask='mask_head' in heads,
+            device=options.device,
+        )
+        data = detector.data_preprocessor(data, training=options.mode == 'train')
+        mode = 'loss' if options.mode == 'train' else 'predict'
+
+        def forward() -> object:
+            return run(**data, mode=mode)
+
+    def evaluate() -> object:
+        with torch.no_grad(), autocast():
+            return forward()
+
+    def train() -> None:
+        model.zero_grad(set_to_none=True)
+        with autocast():
+            total = sum(value.float().mean() for value in _tensors(forward()) if value.requires_grad)
+        total.backward()
+
+    return model, train if options.mode == 'train' else evaluate
+
+
+def _tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    return [tensor for part in value for tensor in _tensors(part)]
+
+
+def _seconds(run: Callable[[], object], device: str) -> float:
+    if torch.device(device).type == 'cuda':
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if torch.device(device).type == 'cuda':
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def count_flops(config: Config, options: Options) -> int:
+    """Count the floating-point operations of one forward pass, see :class:`Result`.
+
+    A backbone is counted on the meta device: nothing is computed.
+
+    Args:
+        config: The whole config.
+        options: ``part``, ``size`` and ``batch`` are used.
+    """
+    device = 'meta' if options.part == 'backbone' else options.device
+    # A compiled graph would hide what it runs.
+    plain = replace(options, mode='eval', dtype='fp32', compile=False, device=device)
+    return _count(_build_pass(config, plain)[1])
+
+
+def _count(run: Callable[[], object]) -> int:
+    # Plain attention, since the counter knows no fused kernel of the CPU.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops()
+
+
+def _resident() -> int:
+    """Bytes that this process holds now."""
+    with open('/proc/self/statm') as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def _peak_memory(path: str, against: str | None, options: Options) -> float:
+    """Runs in a process of its own: two passes, since the first of training has no gradients yet."""
+    _set_up_process(options)
+    config = _load(path, against)
+    cuda = torch.device(options.device).type == 'cuda'
+    before = 0 if cuda else _resident()
+    _, run = _build_pass(config, options)
+    for _ in range(2):
+        run()
+    if cuda:
+        return torch.cuda.max_memory_allocated(options.device)
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before, 0)
+
+
+def _set_up_process(options: Options) -> None:
+    # The models' words on their initial weights are of no use here.
+    MMLogger.get_instance('mmengine', log_level='ERROR')
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+
+
+def compare(path: str, against: str, options: Options) -> tuple[Result, Result]:
+    """Measure two models side by side.
+
+    Their timed runs take turns, so that what else the machine does hits both. Peak memory is measured in a process
+    for each. No cache is changed in evaluation: that is checked.
+
+    Args:
+        path: A config.
+        against: Another one, or ``'stock'`` for MMDetection's class of the first one's backbone.
+        options: What is measured, and how.
+
+    Returns:
+        The measurements of both.
+
+    Raises:
+        InputError: An option or a config cannot be used.
+    """
+    options.check()
+    _set_up_process(options)
+    sides = ((path, None), (path, 'stock') if against == 'stock' else (against, None))
+    names = (path, f'stock {path}' if against == 'stock' else against)
+    # First of all: a process starts with the peak of the one that started it.
+    with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
+        peaks = [pool.apply(_peak_memory, (*side, options)) for side in sides]
+    built = [_build_pass(_load(*side), options) for side in sides]
+    states = [{key: value.clone() for key, value in model.named_buffers()} for model, _ in built]
+    for _, run in built:
+        run()
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(options.runs):
+        for taken, (_, run) in zip(seconds, built, strict=True):
+            taken.append(_seconds(run, options.device))
+    if options.mode == 'eval':
+        for (model, _), state in zip(built, states, strict=True):
+            assert all(torch.equal(value, state[key]) for key, value in model.named_buffers())
+    flops = [count_flops(_load(*side), options) for side in sides]
+    parameters = [sum(p.numel() for p in model.parameters()) for model, _ in built]
+    return tuple(
+        Result(
+            name=name,
+            seconds=Spread(statistics.median(taken), min(taken), max(taken)),
+            images_per_second=options.batch / statistics.median(taken),
+            peak_memory=peak,
+            parameters=count,
+            flops=total,
+        )
+        for name, taken, peak, count, total in zip(names, seconds, peaks, parameters, flops, strict=True)
+    )

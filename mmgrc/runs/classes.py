@@ -1,0 +1,61 @@
+"""The classes that entries of a config name as their type, and the arguments that those take."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+
+import mmdet.registry
+from mmengine.registry import Registry
+
+__all__ = ['ANYWHERE', 'BUILDER_ARGUMENTS', 'class_arguments', 'find_class', 'registered_class']
+
+ANYWHERE = {'type', '_delete_', '_scope_'}
+"""Keys that any entry may have."""
+BUILDER_ARGUMENTS = {
+    'optim_wrapper': {'optimizer', 'paramwise_cfg', 'constructor'},
+    'param_scheduler': {'convert_to_iter_based'},
+    'default_hooks': {'priority'},
+    'custom_hooks': {'priority'},
+}
+"""What MMEngine's builders take out of an entry before its class is made."""
+
+
+def class_arguments(config: Mapping) -> set[str] | None:
+    """The keys that a dictionary may have whose class is its ``type``; None where that cannot be told."""
+    kind = config.get('type')
+    if isinstance(kind, str):
+        kind = find_class(kind.rsplit('.', 1)[-1])
+    if not isinstance(kind, type):
+        return None
+    names = set(ANYWHERE)
+    for parent in kind.__mro__:
+        if '__init__' not in vars(parent):
+            continue
+        parameters = inspect.signature(parent.__init__).parameters.values()
+        names.update(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        # Only with **kwargs does a parent get more.
+        if parent is object or not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            return None if parent is object else names - {'self'}
+    return None
+
+
+@functools.cache
+def find_class(name: str) -> type | None:
+    """The class that a registry of MMDetection or MMEngine has under a name."""
+    for registry in vars(mmdet.registry).values():
+        if not isinstance(registry, Registry):
+            continue
+        registry.import_from_location()
+        for place in (registry, registry.parent):
+            if place is not None and name in place.module_dict:
+                return place.module_dict[name]
+    return None
+
+
+def registered_class(config: Mapping, registry: Registry) -> type | None:
+    """The class that a dictionary names as its ``type``; None where a registry has none of that name."""
+    kind = config.get('type')
+    kind = registry.get(kind) if isinstance(kind, str) else kind
+    return kind if isinstance(kind, type) else None

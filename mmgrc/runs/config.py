@@ -1,0 +1,127 @@
+"""Configs: found by name, read for a run, and their models built.
+
+The installed package's own have the name ``mmgrc::PATH``, as MMEngine has it for ``mmdet::PATH``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from .error import InputError
+from .options import unused_options
+
+__all__ = ['CONFIG_DIR', 'build_model', 'config_path', 'load_config', 'register_config_prefix']
+
+PREFIX = 'mmgrc::'
+# A link to the repository's configs/ in a checkout, a folder in a wheel.
+CONFIG_DIR = Path(__file__).parent.parent / '.mim' / 'configs'
+
+
+def config_path(name: str) -> str:
+    """The file that ``name`` stands for.
+
+    ``mmgrc::mask_rcnn_grc_pvt.py`` is one of the package's own configs, ``mmdet::swin/NAME.py`` one of MMDetection's;
+    anything else is a path already.
+
+    Raises:
+        FileNotFoundError: The package has no such config. The message lists those that mmgrc has.
+        ValueError: The name has no folder, which MMEngine asks for with packages other than mmgrc.
+        ModuleNotFoundError: The package is not installed.
+    """
+    if '::' not in name:
+        return name
+    if not name.startswith(PREFIX):
+        try:
+            return Config._get_cfg_path(name, '')[0]
+        except ValueError as error:
+            raise ValueError(
+                f'{name!r} names no config: write PACKAGE::FOLDER/NAME.py, as in '
+                'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
+            ) from error
+    path = CONFIG_DIR / name.removeprefix(PREFIX)
+    if not path.is_file():
+        names = sorted(str(p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob('*.py') if '_base_' not in p.parts)
+        raise FileNotFoundError(f'mmgrc has no config {name!r}. It has: ' + ', '.join(PREFIX + n for n in names))
+    return str(path)
+
+
+def register_config_prefix() -> None:
+    """Let ``_base_`` entries and ``Config.fromfile`` name the package's configs.
+
+    MMEngine has a fixed table of packages and asks for a folder in the path, so its look-up is extended for this one
+    prefix and left alone for all others.
+    """
+    if getattr(Config._get_cfg_path, 'knows_mmgrc', False):
+        return
+    stock_base, stock_fromfile = Config._get_cfg_path, Config.fromfile
+
+    @functools.wraps(stock_base)
+    def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        return (config_path(cfg_path), None) if cfg_path.startswith(PREFIX) else stock_base(cfg_path, filename)
+
+    @functools.wraps(stock_fromfile)
+    def fromfile(filename, *args, **kwargs) -> Config:
+        own = str(filename).startswith(PREFIX)
+        return stock_fromfile(config_path(filename) if own else filename, *args, **kwargs)
+
+    get_cfg_path.knows_mmgrc = True
+    Config._get_cfg_path = staticmethod(get_cfg_path)
+    Config.fromfile = staticmethod(fromfile)
+
+
+def load_config(path: str, options: Mapping | None = None) -> Config:
+    """Read a config and merge the command line's options into it; those that nothing would use are said in a warning.
+
+    Args:
+        path: A file, or ``mmgrc::NAME``, or ``mmdet::FOLDER/NAME``.
+        options: What ``--cfg-options`` gave.
+
+    Raises:
+        InputError: There is no such config, or it cannot be read.
+    """
+    try:
+        resolved = Path(config_path(path))
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+        raise InputError(str(error)) from error
+    if not resolved.is_file():
+        own = sorted(str(Path('configs') / p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob('*.py'))
+        own = [name for name in own if '_base_' not in Path(name).parts]
+        near = difflib.get_close_matches(path, own, n=3, cutoff=0.5) or own
+        raise InputError(f'there is no config {path}. Did you mean one of these? {", ".join(near)}')
+    # Said by mmengine at each base config. requirements.txt pins setuptools, which is the remedy.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    try:
+        config = Config.fromfile(str(resolved))
+        before = config.to_dict()
+        config.merge_from_dict(dict(options or {}))
+    except Exception as error:
+        # Configs are Python: anything may go wrong in them.
+        raise InputError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
+    for message in unused_options(before, config.to_dict(), options or {}):
+        print_log(message, logger='current', level=logging.WARNING)
+    return config
+
+
+def build_model(config: Config) -> nn.Module:
+    """Build the model of a config, without its pre-trained weights.
+
+    Raises:
+        InputError: The config asks for a model that cannot be built.
+    """
+    init_default_scope(config.get('default_scope') or 'mmdet')
+    try:
+        return MODELS.build(config.model)
+    except Exception as error:
+        # The registry wraps what a constructor raises, and puts its own words before it.
+        raise InputError(f'the model of {config.filename} cannot be built: {error}') from error

@@ -1,0 +1,181 @@
+"""MMDetection's own ``train.py`` and ``test.py``, as its wheel carries them, with our checks before they start."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+
+import mmdet
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+
+from mmgrc.engine.atomic_checkpoint_hook import CheckpointWriteError
+from mmgrc.engine.data_error_hook import DataError
+from mmgrc.engine.ranks import (
+    LauncherError,
+    check_launcher,
+    is_first_of_machine,
+    read_slurm_environment,
+    start_cpu_ranks,
+)
+from mmgrc.engine.stop_signal_hook import TrainingStopped
+
+from .config import build_model, config_path, load_config
+from .error import InputError
+from .preflight import (
+    CocoFiles,
+    check_checkpoint,
+    check_datasets,
+    check_evaluator,
+    check_optimizer,
+    check_parts,
+    check_resume,
+    check_weights,
+    check_work_dir,
+    read_datasets,
+)
+
+__all__ = ['main']
+
+_LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
+_EVALUATED = {'train': 'val', 'test': 'test'}
+# As sysexits.h has it, a failure that goes away when one tries again; and as shells have it, the end by SIGINT.
+_EXIT_STOPPED, _EXIT_INTERRUPTED = 75, 130
+
+
+def _load_tool(name: str) -> ModuleType:
+    path = Path(mmdet.__file__).parent / '.mim' / 'tools' / f'{name}.py'
+    if not path.is_file():
+        raise InputError(
+            f'the installed mmdet has no {path}: it was not installed from its wheel. Type: pip install '
+            '--force-reinstall --no-deps mmdet==3.3.0'
+        )
+    spec = importlib.util.spec_from_file_location(f'mmdet_{name}', path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+def _work_dir(args: Namespace, config: Config) -> str:
+    """Where MMDetection's tools will write."""
+    return args.work_dir or config.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
+
+
+def _check_train(args: Namespace, config: Config) -> None:
+    model = build_model(config)
+    optimizer = check_optimizer(config, model, args.amp, args.auto_scale_lr)
+    if args.resume is not None:
+        args.resume = check_resume(config, args.resume, _work_dir(args, config), optimizer, model)
+    check_weights(config, model)
+    check_parts(config)
+
+
+def _check_test(args: Namespace, config: Config) -> None:
+    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
+        raise InputError(f'--out {args.out}: the predictions are a pickle; name it .pkl')
+    check_checkpoint(config, args.checkpoint)
+
+
+_CHECKS = {'train': _check_train, 'test': _check_test}
+
+
+def _check_data(name: str, config: Config) -> None:
+    files, phase = CocoFiles(), _EVALUATED[name]
+    # Millions of small objects are made, none of them in a cycle: looking for cycles would take half of the time.
+    gc.disable()
+    try:
+        datasets = read_datasets(config, _LOADERS[name], files)
+        check_evaluator(config, phase, datasets.get(f'{phase}_dataloader'), files)
+    finally:
+        gc.enable()
+
+
+def _prepare(name: str, args: Namespace) -> None:
+    """Check what the user gave, and bring ``args`` to what MMDetection's tool needs.
+
+    Raises:
+        InputError: The run cannot work.
+    """
+    config = load_config(args.config, args.cfg_options)
+    if args.launcher in ('pytorch', 'slurm'):
+        try:
+            check_launcher(args.launcher)
+        except LauncherError as error:
+            raise InputError(str(error)) from error
+    check_datasets(config, _LOADERS[name])
+    _CHECKS[name](args, config)
+    if is_first_of_machine():
+        _check_data(name, config)
+    check_work_dir(_work_dir(args, config))
+    if args.launcher == 'slurm':
+        read_slurm_environment()
+    # `PACKAGE::NAME` is for us; MMDetection's tool names its work dir after a file.
+    args.config = config_path(args.config)
+    if args.launcher in ('pytorch', 'slurm') and not torch.cuda.is_available():
+        # The user's options are merged into the config already.
+        args.cfg_options = {**(args.cfg_options or {}), **start_cpu_ranks(config)}
+
+
+def _run(tool: ModuleType) -> str | None:
+    """Run the tool, and give faults that are not in the code as a message instead of a traceback."""
+    try:
+        tool.main()
+    except CheckpointWriteError as error:
+        return str(error)
+    except DataError as error:
+        # One of a worker process has that process's traceback before its message.
+        return (
+            f'{str(error).rsplit("DataError: ", 1)[-1].strip()}. Replace the image, or remove it from the annotations.'
+        )
+    return None
+
+
+def main(name: str) -> str | None:
+    """Run MMDetection's tool on this process's command line.
+
+    Args:
+        name: ``'train'`` or ``'test'``.
+
+    Returns:
+        A message for the user where a check or the run fails for a reason that is not in the code; None after a run.
+
+    Raises:
+        SystemExit: With 75 after a stop by SIGUSR1, 130 after Ctrl-C.
+    """
+    message = stopped = None
+    try:
+        tool = _load_tool(name)
+        args = tool.parse_args()
+        _prepare(name, args)
+        # The tool gets the arguments as they were prepared.
+        tool.parse_args = lambda: args
+        message = _run(tool)
+    except InputError as error:
+        message = str(error)
+    except TrainingStopped as error:
+        stopped = str(error)
+    except KeyboardInterrupt as error:
+        last = ' A training goes on from its last checkpoint with --resume.' if name == 'train' else ''
+        print(f'\n{name}: interrupted.{last}', file=sys.stderr)
+        raise SystemExit(_EXIT_INTERRUPTED) from error
+    if message:
+        return f'{name}: {message}'
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == 'gloo':
+        _leave_cpu_ranks()
+    if stopped:
+        print(f'{name}: {stopped}', file=sys.stderr)
+        raise SystemExit(_EXIT_STOPPED)
+    return None
+
+
+def _leave_cpu_ranks() -> None:
+    # A rank that leaves closes its connections, which the others may be waiting on.
+    dist.barrier()
+    # The wrapped model holds the group, and with it threads that abort the process where they outlive the interpreter.
+    gc.collect()
+    dist.destroy_process_group()

@@ -1,0 +1,25 @@
+"""Checks that run before training and testing: bad input ends here, with one message that says what to do."""
+
+from .datasets import CocoFiles, check_datasets, read_datasets
+from .evaluators import check_evaluator
+from .models import (
+    check_checkpoint,
+    check_optimizer,
+    check_parts,
+    check_resume,
+    check_weights,
+    check_work_dir,
+)
+
+__all__ = [
+    'CocoFiles',
+    'check_checkpoint',
+    'check_datasets',
+    'check_evaluator',
+    'check_optimizer',
+    'check_parts',
+    'check_resume',
+    'check_weights',
+    'check_work_dir',
+    'read_datasets',
+]

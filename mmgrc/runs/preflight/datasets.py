@@ -1,0 +1,441 @@
+"""Checks of data sets: MMDetection reads them before the run, and what it makes of each file is compared with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets import CocoDataset
+from mmdet.datasets.api_wrappers import COCO
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+
+from ..classes import registered_class
+from ..error import InputError, first_few
+from .coco_file import index_coco, label_problems, read_coco_file, require_masks, why_left_out
+
+__all__ = [
+    'CocoFiles',
+    'check_datasets',
+    'dataset_configs',
+    'head_classes',
+    'is_local',
+    'read_datasets',
+]
+
+_T = TypeVar('_T')
+# So many images of a file are opened, evenly over it: a fault of all images is seen, and COCO's check takes a second.
+_HEADERS = 2000
+_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
+
+
+def dataset_configs(config: Mapping) -> Iterator[dict]:
+    """The data sets below a ``dataset`` entry, without wrappers around them."""
+    if 'dataset' in config:
+        yield from dataset_configs(config['dataset'])
+    elif 'datasets' in config:
+        for inner in config['datasets']:
+            yield from dataset_configs(inner)
+    else:
+        yield config
+
+
+def is_local(path: str, backend_args: Mapping | None) -> bool:
+    """Whether a file is on this machine, and not behind one of MMEngine's other backends."""
+    return '://' not in path and (backend_args or {}).get('backend', 'local') == 'local'
+
+
+def check_datasets(config: Config, loaders: Sequence[str]) -> None:
+    """Check that annotations and image folders are where the config says.
+
+    Args:
+        config: The whole config.
+        loaders: Names of the data loaders that the run will use.
+
+    Raises:
+        InputError: One is missing.
+    """
+    for loader in loaders:
+        if not config.get(loader):
+            continue
+        for dataset in dataset_configs(config[loader]['dataset']):
+            root = dataset.get('data_root') or ''
+            for path in (dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()):
+                if not path or '://' in f'{root}{path}' or not isinstance(path, str):
+                    continue
+                path = Path(root, path)
+                if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+                    raise InputError(_missing_data(path, root, loader))
+
+
+def _missing_data(path: Path, root: str, loader: str) -> str:
+    state = 'is empty' if path.exists() else 'is not there'
+    if 'shapes' in Path(root).name:
+        remedy = f'Write it with: python tools/make_shapes.py {root}'
+    else:
+        remedy = (
+            'Put COCO there (annotations/, train2017/, val2017/), or say where it is: COCO_ROOT=/path/to/coco python '
+            f'tools/train.py ... (or --cfg-options {loader}.dataset.data_root=...). `make demo` needs no data set.'
+        )
+    return f'the data set of {loader} cannot be found: {path} {state}. {remedy}'
+
+
+class CocoFiles:
+    """Annotation files that were read, each once: loaders and evaluators share them."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, COCO] = {}
+        self.labels: dict[str, tuple[tuple[str, ...], str]] = {}
+        """For each reader, as ``'val_evaluator'``, the names of its labels, and the file that they are from."""
+
+    def read(self, path: str | Path) -> COCO:
+        """Read a file, see :func:`~mmgrc.runs.preflight.coco_file.read_coco_file`.
+
+        Raises:
+            InputError: It cannot be worked with.
+        """
+        key = Path(path).resolve()
+        if key not in self._files:
+            try:
+                self._files[key] = index_coco(read_coco_file(path))
+            except ValueError as error:
+                raise InputError(str(error)) from error
+        return self._files[key]
+
+    def compare_labels(self, reader: str, path: str, classes: Sequence[str]) -> list[str]:
+        """Compare the labels that a reader of a file gives with the classes, and with those of the readers before.
+
+        Returns:
+            What is to be said of them.
+
+        Raises:
+            InputError: A label cannot work, or stands for another class than with another reader.
+        """
+        try:
+            names, problem = label_problems(self.read(path), classes)
+        except ValueError as error:
+            raise InputError(f'{path}, of {reader}: {error}') from error
+        for other, (other_names, other_path) in self.labels.items():
+            if names != other_names:
+                raise InputError(
+                    f'the categories of {path} ({reader}) and of {other_path} ({other}) stand in different orders: '
+                    f'{first_few(names)} against {first_few(other_names)}. MMDetection numbers them in the order of '
+                    "the file, so that a label would stand for another class in each. Bring the files' lists of "
+                    'categories to one order.'
+                )
+        self.labels[reader] = names, str(path)
+        return [problem] if problem else []
+
+
+class _Sets(NamedTuple):
+    """What is gathered from the data sets of one loader."""
+
+    loader: str
+    files: CocoFiles
+    read: list[BaseDataset]
+    """Those that are plain COCO."""
+    warnings: list[str]
+    objects: list[int]
+    """How many objects MMDetection found in each."""
+
+
+class _StandIn(Dataset):
+    """Stands in for a data set that is not read before the run."""
+
+    def __len__(self) -> int:
+        return 1
+
+
+def read_datasets(config: Config, loaders: Sequence[str], files: CocoFiles) -> dict[str, Dataset | None]:
+    """Let MMDetection read the data sets of a run, compare them with their files, and build the loaders.
+
+    Plain COCO is checked strictly; a data set with a reader of its own is left to it. What MMDetection leaves out,
+    merges or reads under another name than the file has is said in one warning for each file. One process of a machine
+    reads them.
+
+    Args:
+        config: The whole config.
+        loaders: Names of the data loaders that the run will use.
+        files: Keeps what was read.
+
+    Returns:
+        The data set of each loader; None where it has a reader of its own.
+
+    Raises:
+        InputError: Nothing can be trained or tested with the data, or a loader cannot be built.
+    """
+    init_default_scope(config.get('default_scope') or 'mmdet')
+    datasets = {}
+    for loader in loaders:
+        if not config.get(loader):
+            continue
+        sets = _Sets(loader, files, [], [], [])
+        datasets[loader] = _build_dataset(config[loader]['dataset'], config, sets)
+        for warning in sets.warnings:
+            print_log(warning, logger='current', level=logging.WARNING)
+        _require_objects(datasets[loader], sets)
+        _build_loader(config[loader], datasets[loader], loader)
+    return datasets
+
+
+def _build_dataset(config: dict, whole: Config, sets: _Sets) -> Dataset | None:
+    """The data set of an entry, read; None where one in it has a reader of its own."""
+    wrapped = next((key for key in ('dataset', 'datasets') if key in config), None)
+    if wrapped is None:
+        return _read_coco(config, whole, sets)
+    entries = [config['dataset']] if wrapped == 'dataset' else config['datasets']
+    inner = [_build_dataset(entry, whole, sets) for entry in entries]
+    if None in inner:
+        return None
+    return _call(
+        lambda: DATASETS.build({**config, wrapped: inner[0] if wrapped == 'dataset' else inner}),
+        f'the data set of {sets.loader} cannot be built',
+    )
+
+
+def _call(function: Callable[[], _T], message: str) -> _T:
+    try:
+        return function()
+    except Exception as error:
+        # Whatever a class of MMDetection or of a plug-in raises when it is made.
+        raise InputError(f'{message}: {type(error).__name__}: {error}') from error
+
+
+def _read_coco(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
+    """A data set in COCO's format, read by MMDetection and compared with its file."""
+    kind = registered_class(config, DATASETS)
+    if kind is None or not _reads_plain_coco(kind):
+        return None
+    dataset = _call(
+        lambda: DATASETS.build({**config, 'lazy_init': True}), f'the data set of {sets.loader} cannot be built'
+    )
+    if not dataset.ann_file or not is_local(dataset.ann_file, dataset.backend_args):
+        return None
+    path, classes = dataset.ann_file, _classes(dataset, sets.loader)
+    coco = sets.files.read(path)
+    _check_heads(whole, classes, sets.loader)
+    problems = sets.files.compare_labels(sets.loader, path, classes)
+    masks = _loads_masks(dataset) and sets.loader.startswith('train')
+    if masks:
+        try:
+            require_masks(path, coco.dataset, coco.get_cat_ids(cat_names=classes))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    # MMDetection's own reader, on the file as it was read already.
+    dataset.COCOAPI = lambda _: coco
+    found = _call(dataset.load_data_list, f'MMDetection cannot read {path}, of {sets.loader}')
+    dataset.load_data_list = lambda: found
+    dataset.serialize_data = False
+    _call(dataset.full_init, f'MMDetection cannot read {path}, of {sets.loader}')
+    problems += _left_out(dataset, found, coco, classes, masks)
+    problems += _check_images(dataset, found, path)
+    if problems:
+        sets.warnings.append(f'{path}: {"; ".join(problems)}')
+    sets.read.append(dataset)
+    sets.objects.append(sum(len(info['instances']) for info in found))
+    return dataset
+
+
+def _reads_plain_coco(kind: type) -> bool:
+    own = ('load_data_list', 'parse_data_info')
+    return issubclass(kind, CocoDataset) and all(getattr(kind, name) is getattr(CocoDataset, name) for name in own)
+
+
+def _classes(dataset: BaseDataset, loader: str) -> Sequence[str]:
+    classes = dataset.metainfo.get('classes')
+    if isinstance(classes, str):
+        raise InputError(
+            f'metainfo.classes={classes!r} of the data set of {loader} is a string, whose letters would be the '
+            f'classes. Write a tuple, with a comma: classes=({classes!r},)'
+        )
+    if not isinstance(classes, Sequence) or not classes or not all(isinstance(name, str) for name in classes):
+        raise InputError(
+            f'metainfo.classes={classes!r} of the data set of {loader}: give a tuple of names, as in the categories of '
+            'its annotations'
+        )
+    if doubled := [name for name, count in Counter(classes).items() if count > 1]:
+        raise InputError(f'metainfo.classes of the data set of {loader} names {doubled[0]!r} twice')
+    return tuple(classes)
+
+
+def _loads_masks(dataset: BaseDataset) -> bool:
+    return any(getattr(step, 'with_mask', False) for step in dataset.pipeline.transforms)
+
+
+def _check_heads(config: Config, classes: Sequence[str], loader: str) -> None:
+    for name, value in head_classes(config.model):
+        if isinstance(value, int) and value < len(classes):
+            raise InputError(
+                f'{name}={value}, but the data set of {loader} has {len(classes)} classes ({first_few(classes)}). Set '
+                f'num_classes of the heads to {len(classes)}'
+            )
+
+
+def head_classes(config: object, name: str = 'model') -> Iterator[tuple[str, int]]:
+    """Name and value of ``num_classes`` of each box and mask head."""
+    if isinstance(config, dict):
+        if 'num_classes' in config and name.rsplit('.', 1)[-1].rstrip('.0123456789') in ('bbox_head', 'mask_head'):
+            yield f'{name}.num_classes', config['num_classes']
+        for key, value in config.items():
+            yield from head_classes(value, f'{name}.{key}')
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from head_classes(value, name)
+
+
+def _left_out(
+    dataset: CocoDataset, found: Sequence[dict], coco: COCO, classes: Sequence[str], masks: bool
+) -> list[str]:
+    """Which images and annotations of a file MMDetection's reader did not take, though it was to."""
+    images, annotations = coco.dataset['images'], coco.dataset.get('annotations', [])
+    problems = []
+    if len(images) != len(found):
+        ids = [key for key, count in Counter(image['id'] for image in images).items() if count > 1]
+        problems.append(f'{len(images) - len(found)} images are lost, since others have the same id ({first_few(ids)})')
+    names = set(classes)
+    # Left out on purpose: objects of categories that the config does not name, and those marked so.
+    unwanted = {key for key, category in coco.cats.items() if category['name'] not in names}
+    kinds: dict[str, list] = {}
+    for annotation in annotations:
+        if annotation['image_id'] not in coco.imgs:
+            kinds.setdefault(why_left_out(annotation, None, coco.cats, masks), []).append(annotation['id'])
+    for info in found:
+        image, objects = coco.imgs[info['img_id']], coco.imgToAnns[info['img_id']]
+        whole = len(objects) == len(info['instances'])
+        if whole and not masks:
+            continue
+        for annotation in objects:
+            if annotation['category_id'] in unwanted or annotation.get('ignore'):
+                continue
+            reason = why_left_out(annotation, image, coco.cats, masks)
+            if reason or not (whole or _takes(dataset, annotation, image)):
+                kinds.setdefault(reason or "that MMDetection's reader does not take", []).append(annotation['id'])
+    if kinds:
+        counted = ', '.join(f'{len(ids)} {kind} (annotation {first_few(ids)})' for kind, ids in kinds.items())
+        problems.append(f'some of its {len(annotations)} annotations are left out: {counted}')
+    return problems
+
+
+def _takes(dataset: CocoDataset, annotation: dict, image: dict) -> bool:
+    return bool(dataset.parse_data_info({'raw_ann_info': [annotation], 'raw_img_info': image})['instances'])
+
+
+def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> list[str]:
+    """Compare the images themselves with what the file says of them.
+
+    Raises:
+        InputError: One is missing, or cannot be read.
+    """
+    if any('://' in info['img_path'] for info in found[:1]):
+        return []
+    # One listing a folder, not a question a file. Not pathlib, which takes seconds for COCO's paths.
+    paths = [os.path.split(info['img_path']) for info in found]
+    listings = {
+        parent: set(os.listdir(parent or '.')) for parent in {p for p, _ in paths} if os.path.isdir(parent or '.')
+    }
+    absent = [os.path.join(parent, name) for parent, name in paths if name not in listings.get(parent, ())]
+    if absent:
+        raise InputError(
+            f'{len(absent)} of the {len(paths)} images of {path} are not where it says: {first_few(absent, 3)}. The '
+            f'config looks for them in {dataset.data_prefix.get("img") or "the working directory"}.'
+        )
+    loader = next((step for step in dataset.pipeline.transforms if isinstance(step, LoadImageFromFile)), None)
+    if loader is None:
+        return []
+    chosen = np.unique(np.linspace(0, len(found) - 1, min(len(found), _HEADERS)).round().astype(int))
+    unread, other = [], []
+    for info in (found[index] for index in chosen):
+        stated = info['height'], info['width']
+        if _header_size(info['img_path']) == stated:
+            continue
+        # The header is not all: only what loading gives decides.
+        size = _loaded_size(loader, info['img_path']) if len(unread) + len(other) < 5 else None
+        if size is None:
+            unread.append(info['img_path'])
+        elif size != stated:
+            other.append((info['img_path'], stated, size))
+    if unread and not other and not loader.ignore_empty:
+        raise InputError(
+            f'{len(unread)} images of {path} cannot be decoded: {first_few(unread, 3)}. Replace them, or remove them '
+            'from the annotations.'
+        )
+    if not other:
+        return []
+    name, stated, size = other[0]
+    of = 'its images' if len(chosen) == len(found) else f'{len(chosen)} of its images, which were looked at,'
+    return [
+        f'{len(other) + len(unread)} of {of} have another size than the file says: {Path(name).name} is loaded with '
+        f'{size[0]} rows and {size[1]} columns, the file says height {stated[0]} and width {stated[1]}. Is it turned '
+        'by an EXIF entry, or are the two swapped? Masks do not fit such an image, and mask AP would be 0.'
+    ]
+
+
+def _header_size(path: str) -> tuple[int, int] | None:
+    """Rows and columns as an image's header says, turned as its EXIF entry says; None where it cannot be told."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            lying = image.getexif().get(_ORIENTATION) in _LYING
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError):
+        return None
+    return (width, height) if lying else (height, width)
+
+
+def _loaded_size(loader: LoadImageFromFile, path: str) -> tuple[int, int] | None:
+    """Rows and columns as MMDetection loads it; None where it cannot."""
+    try:
+        results = loader({'img_path': path})
+    except Exception:
+        # OpenCV's errors, those of the file system and mmcv's assertion.
+        return None
+    return None if results is None else tuple(results['ori_shape'][:2])
+
+
+def _require_objects(dataset: Dataset | None, sets: _Sets) -> None:
+    """Refuse a training without any object, whatever wrappers stand around its data sets.
+
+    Raises:
+        InputError: There is none.
+    """
+    # One with a reader of its own may have objects.
+    if dataset is None or not sets.loader.startswith('train') or (len(dataset) and any(sets.objects)):
+        return
+    files = first_few(list(dict.fromkeys(one.ann_file for one in sets.read)), 3)
+    raise InputError(
+        f'the data set of {sets.loader} is empty: {files} has no usable annotation of its classes '
+        f'({first_few(sets.read[0].metainfo["classes"]) if sets.read else ""})'
+    )
+
+
+def _build_loader(config: dict, dataset: Dataset | None, loader: str) -> None:
+    """Build a loader as the run will, without starting it."""
+    if config.get('persistent_workers') and not config.get('num_workers'):
+        raise InputError(
+            f'{loader}: num_workers={config.get("num_workers", 0)} with persistent_workers=True cannot work. Add to '
+            f'--cfg-options: {loader}.persistent_workers=False'
+        )
+    config = dict(config)
+    if dataset is None:
+        config = {k: v for k, v in config.items() if k not in ('batch_sampler', 'num_batch_per_epoch')}
+        config.update(dataset=_StandIn(), sampler={'type': 'DefaultSampler', 'shuffle': False})
+    else:
+        # The builder copies its config, and would copy each annotation.
+        dataset.__deepcopy__ = lambda _: dataset
+        config['dataset'] = dataset
+    try:
+        _call(lambda: Runner.build_dataloader(config, seed=0), f'{loader} cannot be built')
+    finally:
+        # Of itself it would be a cycle, and stay in memory.
+        vars(config['dataset']).pop('__deepcopy__', None)

@@ -1,0 +1,189 @@
+"""Checks of evaluators: each is built before the run, its file is read, and COCO's is tried on made-up detections."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from mmdet.datasets.api_wrappers import COCO
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import METRICS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.logging import print_log
+from mmengine.registry import EVALUATOR, init_default_scope
+from mmengine.structures import InstanceData
+from torch.utils.data import Dataset
+
+from ..classes import registered_class
+from ..error import InputError, first_few
+from ..quiet import quiet
+from .coco_file import require_crowd
+from .datasets import CocoFiles, head_classes, is_local
+
+__all__ = ['check_evaluator']
+
+_TRIED = 2
+"""On so many images is an evaluator tried."""
+
+
+def check_evaluator(config: Config, phase: str, dataset: Dataset | None, files: CocoFiles) -> None:
+    """Build the evaluator of a run and evaluate detections that are made up of the truth of a few images.
+
+    Args:
+        config: The whole config.
+        phase: ``'val'`` or ``'test'``.
+        dataset: The data set that it will evaluate, read; None where it has a reader of its own.
+        files: Keeps what was read.
+
+    Raises:
+        InputError: The evaluator cannot be built, or its file does not go with the data set, or the evaluation of
+            made-up detections fails.
+    """
+    names = [f'{phase}_{part}' for part in ('dataloader', 'cfg', 'evaluator')]
+    lacking = [name for name in names if not config.get(name) and config.get(name) != {}]
+    if len(lacking) == 3:
+        return
+    if lacking:
+        raise InputError(
+            f'{" and ".join(lacking)} of the config {"is" if len(lacking) == 1 else "are"} not set, '
+            f'{" and ".join(name for name in names if name not in lacking)} {"is" if len(lacking) == 2 else "are"}. '
+            'MMEngine needs all three, or none of them'
+        )
+    init_default_scope(config.get('default_scope') or 'mmdet')
+    name, settings = names[2], config[names[2]]
+    for metric in _metrics(settings):
+        _check_file(config, metric, name, dataset, files)
+    try:
+        with quiet():
+            evaluator = EVALUATOR.build(dict(settings)) if _has_metrics(settings) else Evaluator(settings)
+    except Exception as error:
+        # Whatever a metric raises when it is made.
+        raise InputError(f'{name} cannot be built: {type(error).__name__}: {error}') from error
+    coco = [metric for metric in evaluator.metrics if isinstance(metric, CocoMetric) and not metric.format_only]
+    if coco and hasattr(dataset, 'get_data_info') and len(dataset):
+        _try(evaluator, coco, dataset, name)
+
+
+def _has_metrics(settings: object) -> bool:
+    return isinstance(settings, Mapping) and 'metrics' in settings
+
+
+def _metrics(settings: object) -> Iterator[Mapping]:
+    if _has_metrics(settings):
+        settings = settings['metrics']
+    yield from (m for m in ([settings] if isinstance(settings, Mapping) else settings) if isinstance(m, Mapping))
+
+
+def _check_file(config: Config, metric: Mapping, name: str, dataset: Dataset | None, files: CocoFiles) -> None:
+    """Compare the file of COCO's metric with the data set that it evaluates."""
+    path, kind = metric.get('ann_file'), registered_class(metric, METRICS)
+    plain = kind is not None and issubclass(kind, CocoMetric) and kind.compute_metrics is CocoMetric.compute_metrics
+    if not plain or not path or not is_local(path, metric.get('backend_args')):
+        return
+    coco, problems = files.read(path), []
+    if hasattr(dataset, 'get_data_info'):
+        problems += _compare(config, coco, dataset, name, files, path)
+    if metric.get('format_only'):
+        return
+    if 'annotations' not in coco.dataset:
+        problems.append(
+            f'it has no annotations: {name} has no truth to compare with, and AP will be -1. To write the detections '
+            f'for a server, set {name}.format_only=True and {name}.outfile_prefix'
+        )
+    else:
+        try:
+            require_crowd(path, coco.dataset)
+        except ValueError as error:
+            raise InputError(f'{name}: {error}') from error
+    if 0 in coco.anns:
+        problems.append(
+            "annotation 0: COCO's evaluation takes the id 0 for no match, so that this object counts as missed. Number "
+            'the annotations from 1'
+        )
+    if problems:
+        print_log(f'{path}: {"; ".join(problems)}', logger='current', level=logging.WARNING)
+
+
+def _compare(config: Config, coco: COCO, dataset: Dataset, name: str, files: CocoFiles, path: str) -> list[str]:
+    """What is to be said of a file and the data set that is evaluated with it.
+
+    Raises:
+        InputError: The file lacks images, or a detector of the config has labels that it does not know.
+    """
+    classes = dataset.metainfo['classes']
+    problems = files.compare_labels(name, path, classes)
+    ids = {dataset.get_data_info(index)['img_id'] for index in range(len(dataset))}
+    if unknown := sorted(ids - coco.imgs.keys(), key=str):
+        raise InputError(
+            f'{name} reads {path}, which lacks {len(unknown)} of the {len(ids)} images that it is to evaluate (ids '
+            f'{first_few(unknown)}): it is the file of another data set. Set {name}.ann_file to '
+            f'{getattr(dataset, "ann_file", "that of the data set")}'
+        )
+    for head, value in head_classes(config.model):
+        if isinstance(value, int) and value > len(classes):
+            raise InputError(
+                f'{head}={value}, but the data set has {len(classes)} classes ({first_few(classes)}): the evaluation '
+                f'would end at the first detection of a label beyond them. Set it to {len(classes)}'
+            )
+    if more := len(coco.imgs.keys() - ids):
+        problems.append(
+            f'{name} evaluates {len(coco.imgs)} images, the data set gives {len(ids)}: the objects of the other {more} '
+            'count as missed'
+        )
+    return problems
+
+
+def _try(evaluator: Evaluator, metrics: Sequence[CocoMetric], dataset: Dataset, name: str) -> None:
+    """Evaluate what is made up of the truth: boxes and masks of a few images.
+
+    Raises:
+        InputError: An image cannot be loaded, or the evaluation fails.
+    """
+    samples = []
+    masks = any('segm' in metric.metrics for metric in metrics)
+    for index in np.unique(np.linspace(0, len(dataset) - 1, _TRIED).round().astype(int)).tolist():
+        info = dataset.get_data_info(index)
+        try:
+            sample = dataset[index]['data_samples']
+        except Exception as error:
+            # Whatever a transform raises.
+            raise InputError(
+                f'the image {info.get("img_path")} cannot be used: {type(error).__name__}: {error}'
+            ) from error
+        sample.pred_instances = _made_up(sample, info.get('instances', []), masks)
+        samples.append(sample)
+    evaluator.metrics = list(metrics)
+    evaluator.dataset_meta = dataset.metainfo
+    for metric in metrics:
+        # Nothing is written, and only these images are evaluated.
+        metric.outfile_prefix = None
+        metric.img_ids = [sample.img_id for sample in samples]
+    try:
+        with quiet():
+            evaluator.process(data_samples=samples, data_batch=None)
+            evaluator.evaluate(len(samples))
+    except Exception as error:
+        # Whatever a metric raises at the end of an epoch.
+        raise InputError(
+            f'{name} fails on made-up detections of {len(samples)} images, as it would after the first epoch: '
+            f'{type(error).__name__}: {error}'
+        ) from error
+
+
+def _made_up(sample: DetDataSample, objects: Sequence[Mapping], masks: bool) -> InstanceData:
+    """Detections of the objects that an image has, or of one in its midst."""
+    height, width = sample.ori_shape[:2]
+    boxes = [one['bbox'] for one in objects] or [[width / 4, height / 4, width / 2, height / 2]]
+    labels = [one['bbox_label'] for one in objects] or [0]
+    made_up = InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float32), scores=torch.ones(len(boxes)), labels=torch.tensor(labels)
+    )
+    if masks:
+        made_up.masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)
+        for mask, (left, top, right, bottom) in zip(made_up.masks, boxes, strict=True):
+            mask[max(int(top), 0) : int(bottom) + 1, max(int(left), 0) : int(right) + 1] = True
+    return made_up

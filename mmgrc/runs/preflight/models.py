@@ -1,0 +1,362 @@
+"""Checks of models, weights, optimizers and checkpoints."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS, HOOKS, LOOPS, PARAM_SCHEDULERS
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import OPTIMIZERS, Registry, init_default_scope
+from torch import nn
+
+from mmgrc.engine.ranks import is_first_of_machine
+from mmgrc.models.backbones import CachedBackbone
+from mmgrc.models.convert import checkpoint_state
+
+from ..checkpoint import last_good_checkpoint, read_checkpoint
+from ..classes import BUILDER_ARGUMENTS, class_arguments, find_class, registered_class
+from ..config import build_model
+from ..error import InputError, first_few
+from ..quiet import quiet
+from .datasets import dataset_configs
+
+__all__ = [
+    'check_checkpoint',
+    'check_optimizer',
+    'check_parts',
+    'check_resume',
+    'check_weights',
+    'check_work_dir',
+]
+
+_NO_WEIGHTS = '--cfg-options model.backbone.init_cfg=None'
+
+
+def _pretrained(config: object) -> Iterator[str]:
+    """The checkpoints that ``init_cfg`` entries name, anywhere in a model's config."""
+    if isinstance(config, dict):
+        init = config.get('init_cfg')
+        for entry in init if isinstance(init, list | tuple) else [init]:
+            if isinstance(entry, dict) and entry.get('checkpoint'):
+                yield entry['checkpoint']
+        for value in config.values():
+            yield from _pretrained(value)
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from _pretrained(value)
+
+
+def check_weights(config: Config, model: nn.Module) -> None:
+    """Check that the weights which training starts from can be read and fit; those with an address are fetched now.
+
+    Args:
+        config: The whole config.
+        model: Its model, which is left as it is.
+
+    Raises:
+        InputError: A file is missing, cannot be fetched or read, or holds no weights of the model.
+    """
+    files = {source: _local(source) for source in dict.fromkeys([*_pretrained(config.model), config.get('load_from')])}
+    contents = {}
+    for source, path in files.items():
+        if path is None:
+            continue
+        try:
+            contents[source] = read_checkpoint(path)
+        except ValueError as error:
+            raise InputError(f'{error} To train without it: {_NO_WEIGHTS}') from error
+    for module in model.modules():
+        source = (module.init_cfg or {}).get('checkpoint') if isinstance(module, CachedBackbone) else None
+        if source in contents:
+            try:
+                module.match_weights(contents[source])
+            except ValueError as error:
+                raise InputError(f'the weights {source}, of backbone.init_cfg, do not fit: {error}') from error
+    if config.get('load_from') in contents:
+        _check_fit(contents[config.load_from], model, config.load_from)
+
+
+def _local(source: str | None) -> Path | None:
+    """The file of some weights, fetched where they have an address; None where MMEngine has to find it."""
+    if not source:
+        return None
+    if source.startswith(('http://', 'https://')):
+        return _fetch(source)
+    if '://' in source:
+        return None
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f'there are no weights at {source}. Give the path of a checkpoint, or train without: {_NO_WEIGHTS}'
+        )
+    return path
+
+
+def _check_fit(checkpoint: dict, model: nn.Module, source: str) -> None:
+    state, own = checkpoint_state(checkpoint), model.state_dict()
+    if not any(key in own and own[key].shape == value.shape for key, value in state.items()):
+        raise InputError(
+            f'no tensor of {source} (load_from) fits the model: it has {", ".join(list(state)[:3]) or "none"} ..., the '
+            f'model {", ".join(list(own)[:3])} .... Weights of a backbone alone go into model.backbone.init_cfg'
+        )
+    for key, value in state.items():
+        if key.endswith('.grc.cache') and key in own and own[key].shape != value.shape:
+            raise InputError(
+                f'{source} (load_from): {key} has the shape {tuple(value.shape)} there and {tuple(own[key].shape)} in '
+                'the model. Set grc.cache_sizes and grc.cache_ratio to what it was trained with, or write a resized '
+                'checkpoint with tools/convert_checkpoint.py --resize-caches'
+            )
+
+
+def _fetch(url: str) -> Path | None:
+    # Where mmengine looks, by way of torch.hub.
+    target = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
+    # Only one process of a machine fetches; mmengine lets the others wait for it.
+    if target.is_file() or not is_first_of_machine():
+        return target if target.is_file() else None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(target))
+    except OSError as error:
+        raise InputError(
+            f'the weights {url} cannot be fetched ({error}). Fetch them where there is a network and put them at '
+            f'{target}, or train without: {_NO_WEIGHTS}'
+        ) from error
+    return target
+
+
+def check_optimizer(config: Config, model: nn.Module, amp: bool = False, auto_scale_lr: bool = False) -> OptimWrapper:
+    """Build the optimizer of a run.
+
+    Args:
+        config: The whole config.
+        model: Its model.
+        amp: Whether ``--amp`` was given.
+        auto_scale_lr: Whether ``--auto-scale-lr`` was given.
+
+    Raises:
+        InputError: It cannot be built here, or the rate cannot be scaled.
+    """
+    settings = config.get('optim_wrapper')
+    if not settings:
+        raise InputError(f'the config {config.filename} has no optim_wrapper, without which nothing is trained')
+    automatic = settings.get('type') == 'AmpOptimWrapper'
+    if (amp or automatic) and get_device() == 'cpu':
+        what = '--amp' if amp else 'optim_wrapper.type=AmpOptimWrapper'
+        raise InputError(f'{what} needs a GPU: MMEngine has mixed precision for no CPU. Train without it')
+    if auto_scale_lr and 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
+        raise InputError(
+            '--auto-scale-lr needs auto_scale_lr=dict(enable=False, base_batch_size=N) in the config: the number of '
+            'images a step that its learning rate is for'
+        )
+    kind = (settings.get('optimizer') or {}).get('type')
+    if isinstance(kind, str) and find_class(kind) is None:
+        near = difflib.get_close_matches(kind, OPTIMIZERS.module_dict, n=3) or ['AdamW', 'SGD']
+        raise InputError(f'optim_wrapper.optimizer.type={kind!r}: there is no such optimizer, but {", ".join(near)}')
+    try:
+        with quiet():
+            return build_optim_wrapper(model, settings)
+    except Exception as error:
+        # Whatever a constructor, a wrapper or an optimizer raises.
+        raise InputError(
+            f'optim_wrapper of {config.filename} cannot be built: {type(error).__name__}: {error}'
+        ) from error
+
+
+def check_parts(config: Config) -> None:
+    """Check hooks, schedulers and the loop of a config without making them: some write files when they are made.
+
+    Raises:
+        InputError: One has no type, an unknown one, or an argument that its class does not take.
+    """
+    init_default_scope(config.get('default_scope') or 'mmdet')
+    hooks = {f'default_hooks.{name}': hook for name, hook in (config.get('default_hooks') or {}).items()}
+    hooks.update({f'custom_hooks.{number}': hook for number, hook in enumerate(config.get('custom_hooks') or [])})
+    schedulers = config.get('param_scheduler') or []
+    schedulers = schedulers if isinstance(schedulers, list | tuple) else [schedulers]
+    parts = {f'param_scheduler.{number}': scheduler for number, scheduler in enumerate(schedulers)}
+    _check_arguments(hooks, HOOKS)
+    _check_arguments(parts, PARAM_SCHEDULERS)
+    if 'type' in (config.get('train_cfg') or {}):
+        _check_arguments({'train_cfg': config.train_cfg}, LOOPS)
+
+
+def _check_arguments(parts: Mapping[str, object], registry: Registry) -> None:
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            continue
+        if 'type' not in part:
+            near = difflib.get_close_matches(name, [other for other in parts if other != name], n=1, cutoff=0.8)
+            meant = f'Did you mean {near[0]}?' if near else 'It needs one.'
+            raise InputError(f'{name} has no type. {meant}')
+        with quiet():
+            known = not isinstance(part['type'], str) or registry.get(part['type']) is not None
+        if not known:
+            names = [*registry.module_dict, *(registry.parent.module_dict if registry.parent else ())]
+            near = difflib.get_close_matches(part['type'], names, n=3)
+            meant = f' Did you mean {" or ".join(near)}?' if near else ''
+            raise InputError(f'{name}: there is no type {part["type"]!r}.{meant}')
+        allowed, more = class_arguments(part), BUILDER_ARGUMENTS.get(name.split('.')[0], set())
+        if unknown := sorted(set(part) - more - allowed if allowed is not None else ()):
+            raise InputError(
+                f'{name}: {part["type"]} has no argument {unknown[0]!r}. It takes: {first_few(sorted(allowed), 20)}'
+            )
+
+
+def check_checkpoint(config: Config, path: str, model: nn.Module | None = None) -> dict | None:
+    """Check that a checkpoint holds just the model of a config.
+
+    Args:
+        config: The whole config.
+        path: The checkpoint.
+        model: The model of the config, where it was built already.
+
+    Returns:
+        What it holds; None where it has an address, and is read later.
+
+    Raises:
+        InputError: The file is missing, cannot be read, or is of another model.
+    """
+    if '://' in path:
+        return None
+    if not Path(path).expanduser().is_file():
+        raise InputError(f'there is no checkpoint {path}. Training writes them to work_dirs/, named epoch_N.pth')
+    try:
+        checkpoint = read_checkpoint(path)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    state = checkpoint_state(checkpoint)
+    own = (build_model(config) if model is None else model).state_dict()
+    problems = {
+        'are missing in it': [key for key in own if key not in state],
+        'have no place in the model': [key for key in state if key not in own],
+        'have another shape': [key for key in own if key in state and own[key].shape != state[key].shape],
+    }
+    if any(problems.values()):
+        found = '; '.join(
+            f'{len(keys)} tensors {what} ({first_few(keys, 2)})' for what, keys in problems.items() if keys
+        )
+        raise InputError(
+            f'{path} is a checkpoint of another model than {config.filename}: {found}. Use it with the config that it '
+            f'was trained with; a copy lies in its work dir.{_other_classes(config, checkpoint)}'
+        )
+    if other := _other_classes(config, checkpoint):
+        print_log(f'{path}:{other}', logger='current', level=logging.WARNING)
+    return checkpoint
+
+
+def _other_classes(config: Config, checkpoint: dict) -> str:
+    """What to say where a checkpoint was trained on other classes than the data sets have; nothing where it was not."""
+    trained = ((checkpoint.get('meta') or {}).get('dataset_meta') or {}).get('classes')
+    loader = config.get('train_dataloader') or config.get('test_dataloader')
+    if not trained or not loader:
+        return ''
+    dataset = next(dataset_configs(loader['dataset']))
+    kind = registered_class(dataset, DATASETS)
+    if kind is None or not issubclass(kind, CocoDataset):
+        return ''
+    classes = kind._load_metainfo(dataset.get('metainfo')).get('classes')
+    if isinstance(classes, str) or not classes or tuple(classes) == tuple(trained):
+        return ''
+    sets = [f'{len(n)} classes ({first_few(n, 3)})' for n in (trained, classes)]
+    return f' It was trained on {sets[0]}; the data here has {sets[1]}.'
+
+
+def check_resume(
+    config: Config,
+    resume: str,
+    work_dir: str,
+    optimizer: OptimWrapper | None = None,
+    model: nn.Module | None = None,
+) -> str:
+    """Choose and check the checkpoint that a training goes on from.
+
+    Args:
+        config: The whole config.
+        resume: A path, or ``'auto'`` for the last one of the work dir.
+        work_dir: The work dir.
+        optimizer: That of the config, which must be able to take over the checkpoint's state.
+        model: See :func:`check_checkpoint`.
+
+    Returns:
+        The path where the last one had to be skipped for an older one; otherwise ``resume``.
+
+    Raises:
+        InputError: The file is missing, cannot be read, is of another model, of another optimizer or of no
+            training, or there are checkpoints and all of them are damaged.
+    """
+    path = resume
+    if resume == 'auto':
+        last, skipped = last_good_checkpoint(work_dir)
+        if last is None and skipped:
+            raise InputError(
+                f'--resume: no checkpoint in {work_dir} can be read. {" ".join(skipped)} Remove them to start afresh, '
+                'or name another checkpoint.'
+            )
+        if last is None:
+            return resume
+        for reason in skipped:
+            print_log(f'--resume: skipped a checkpoint: {reason}', logger='current', level=logging.WARNING)
+        pointer = Path(work_dir, 'last_checkpoint')
+        named = pointer.read_text().strip() if pointer.is_file() else ''
+        path = str(last)
+        if path != named:
+            print_log(f'--resume: going on from {path}', logger='current', level=logging.WARNING)
+            resume = path
+    checkpoint = check_checkpoint(config, path, model)
+    lacking = [key for key in ('meta', 'optimizer', 'message_hub') if checkpoint is not None and key not in checkpoint]
+    if lacking:
+        raise InputError(
+            f'{path} is not of a training that can go on: it has no {" and no ".join(lacking)}. To start from its '
+            f'weights type: --cfg-options load_from={path} (without --resume)'
+        )
+    if checkpoint is not None and isinstance(optimizer, OptimWrapper):
+        _check_optimizer_state(checkpoint['optimizer'], optimizer.optimizer, path)
+    return resume
+
+
+def _check_optimizer_state(saved: dict, optimizer: torch.optim.Optimizer, path: str) -> None:
+    groups = saved.get('param_groups', [])
+    sizes = [[len(group['params']) for group in side] for side in (groups, optimizer.param_groups)]
+    # Newer versions of torch add options; these tell the families of optimizers apart.
+    families = [{'betas', 'momentum', 'rho', 'alpha'} & set(side) for side in (*groups[:1], optimizer.defaults)]
+    if sizes[0] != sizes[1]:
+        what = (
+            f'has {len(sizes[0])} groups with {sum(sizes[0])} parameters, that of the config {len(sizes[1])} with '
+            f'{sum(sizes[1])}'
+        )
+    elif len(families) == 2 and families[0] != families[1]:
+        what = f'is not of the kind of {type(optimizer).__name__}, which the config has'
+    else:
+        return
+    raise InputError(
+        f'{path}: the state of its optimizer {what}: optim_wrapper was changed. Resume with the config that it was '
+        f'trained with, or start from its weights: --cfg-options load_from={path} (without --resume)'
+    )
+
+
+def check_work_dir(path: str) -> None:
+    """Check that results can be written, by making the folder and a file in it; the last check before a run.
+
+    Raises:
+        InputError: They cannot.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b'0')
+            file.flush()
+    except OSError as error:
+        raise InputError(
+            f'the work dir {path} cannot be written to ({error.strerror}). Give another one with --work-dir'
+        ) from error

@@ -1,0 +1,109 @@
+"""Images as files have them, read as MMDetection's own loader reads them."""
+
+import cv2
+import numpy as np
+import pytest
+from mmcv.transforms import LoadImageFromFile
+from PIL import Image
+
+from mmgrc.datasets.images import read_image
+
+
+def picture(height=12, width=17):
+    """Smooth, and alike under no turn."""
+    rows, cols = np.mgrid[:height, :width]
+    return np.stack([rows * 255 // height, cols * 255 // width, (rows + cols) * 4], axis=2).astype(np.uint8)
+
+
+def write(path, kind):
+    """Write ``picture()`` as one kind of image."""
+    image = Image.fromarray(picture())
+    wide = picture()[..., ::-1].astype(np.uint16) * 257
+    if kind in ('L', 'LA', 'RGBA', '1', 'CMYK'):
+        image.convert(kind).save(path)
+    elif kind == 'palette':
+        image.convert('P').save(path)
+    elif kind == 'palette with transparency':
+        image.convert('P').save(path, transparency=3)
+    elif kind == 'grey of 16 bits':
+        cv2.imwrite(str(path), wide[..., 0])
+    elif kind == 'colour of 16 bits':
+        cv2.imwrite(str(path), wide)
+    elif kind == 'transparent, of 16 bits':
+        cv2.imwrite(str(path), np.dstack([wide, wide[..., :1]]))
+    else:
+        image.save(path)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'suffix'),
+    [
+        *((kind, 'png') for kind in ('1', 'L', 'LA', 'RGB', 'RGBA', 'palette', 'palette with transparency')),
+        *((kind, 'png') for kind in ('grey of 16 bits', 'colour of 16 bits', 'transparent, of 16 bits')),
+        *((kind, 'tif') for kind in ('L', 'RGB', 'RGBA', 'grey of 16 bits', 'colour of 16 bits')),
+        *((kind, 'jpg') for kind in ('L', 'RGB', 'CMYK')),
+        *((kind, 'gif') for kind in ('L', 'palette')),
+        *(('RGB', suffix) for suffix in ('webp', 'bmp', 'ppm')),
+    ],
+)
+def test_reads_what_the_loader_reads(kind, suffix, tmp_path):
+    path = tmp_path / f'image.{suffix}'
+    write(path, kind)
+    image = read_image(path)
+    np.testing.assert_array_equal(image, LoadImageFromFile().transform({'img_path': str(path)})['img'])
+    assert image.shape == (12, 17, 3)
+    assert image.dtype == np.uint8
+    if kind not in ('1', 'palette with transparency', 'CMYK'):
+        # No negative, and no other channel's place.
+        expected = picture()[..., ::-1]
+        if kind in ('L', 'LA'):
+            expected = cv2.cvtColor(expected, cv2.COLOR_BGR2GRAY)[..., None].repeat(3, axis=2)
+        elif kind == 'grey of 16 bits':
+            expected = expected[..., :1].repeat(3, axis=2)
+        assert np.corrcoef(image.ravel(), expected.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_is_turned_as_the_camera_says(orientation, tmp_path):
+    path = tmp_path / 'image.jpg'
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture(24, 40)).save(path, exif=exif.tobytes(), quality=100)
+    image = read_image(path)
+    np.testing.assert_array_equal(image, LoadImageFromFile().transform({'img_path': str(path)})['img'])
+    assert image.shape[:2] == ((24, 40) if orientation < 5 else (40, 24))
+
+
+def test_says_what_is_wrong(tmp_path, monkeypatch):
+    whole = tmp_path / 'whole.png'
+    write(whole, 'RGB')
+    contents = {'empty.png': b'', 'text.jpg': b'no image', 'cut.png': whole.read_bytes()[:40]}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf'{name} is no image, or is cut short'):
+            read_image(tmp_path / name)
+    with pytest.raises(ValueError, match=r'nothing\.png cannot be read: No such file'):
+        read_image(tmp_path / 'nothing.png')
+    with pytest.raises(ValueError, match='cannot be read: Is a directory'):
+        read_image(tmp_path)
+
+    def fail(error):
+        def decode(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr('mmcv.imfrombytes', decode)
+
+    fail(MemoryError())
+    with pytest.raises(ValueError, match=r'whole\.png does not fit into memory'):
+        read_image(whole)
+
+
+def test_more_pixels_than_opencv_reads(tmp_path):
+    """The size in the head of the file is enough for OpenCV to refuse it."""
+    path = tmp_path / 'mosaic.bmp'
+    write(path, 'RGB')
+    content = bytearray(path.read_bytes())
+    content[18:26] = np.array([40000, 40000], '<i4').tobytes()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r'mosaic\.bmp cannot be decoded: it has more pixels than OpenCV reads'):
+        read_image(path)

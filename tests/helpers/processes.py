@@ -1,0 +1,137 @@
+"""Real processes for tests: ranks of a gloo group, and a tool that runs beside the test.
+
+They are forked, so that none has to import MMDetection again.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from mmengine.logging import MMLogger
+
+from tests.conftest import REPOSITORY
+
+_FORK = multiprocessing.get_context('fork')
+
+
+def run_ranks(function, world_size, folder, *args, timeout=240):
+    """Call ``function(rank, *args)`` in each rank and return what they gave; fails where one fails or hangs."""
+    folder = Path(folder)
+    rendezvous = folder / f'rendezvous-{time.monotonic_ns()}'
+    processes = [
+        _FORK.Process(target=_rank, args=(function, rank, world_size, rendezvous, args)) for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(end - time.monotonic(), 0))
+    hung = [process for process in processes if process.is_alive()]
+    for process in hung:
+        process.kill()
+    assert not hung, 'the ranks hang'
+    assert [process.exitcode for process in processes] == [0] * world_size
+    return [torch.load(f'{rendezvous}.{rank}') for rank in range(world_size)]
+
+
+def _rank(function, rank, world_size, rendezvous, args):
+    # The pool of threads of the parent is not there in a fork.
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        'gloo',
+        init_method=f'file://{rendezvous}',
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=120),
+    )
+    torch.save(function(rank, *args), f'{rendezvous}.{rank}')
+    dist.destroy_process_group()
+
+
+def ranks_of(launcher):
+    """The processes of a launcher's ranks: their ids by rank."""
+    ranks = {}
+    for folder in Path('/proc').glob('[0-9]*'):
+        try:
+            parent = int((folder / 'stat').read_text().rsplit(')', 1)[1].split()[1])
+            variables = dict(
+                entry.split('=', 1) for entry in (folder / 'environ').read_text().split('\0') if '=' in entry
+            )
+        except (OSError, ValueError):
+            continue
+        if parent == launcher and 'RANK' in variables:
+            ranks[int(variables['RANK'])] = int(folder.name)
+    return ranks
+
+
+class Tool:
+    """``tools/NAME.py`` in a process of its own, its output in a file."""
+
+    def __init__(self, name, *args, log, env=None, before=None):
+        self.log = Path(log)
+        self.process = _FORK.Process(target=self._run, args=(name, args, env or {}, before))
+        self.process.start()
+
+    def _run(self, name, args, env, before):
+        from mmgrc.runs.mmdet_tools import main
+
+        output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, 'w', buffering=1), os.fdopen(2, 'w', buffering=1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        torch.set_num_threads(1)
+        # Its logs are not the parent's.
+        MMLogger._instance_dict.clear()
+        # A process of its own starts with random numbers of its own.
+        random.seed()
+        np.random.seed()
+        os.environ.update(env)
+        os.chdir(REPOSITORY)
+        sys.argv = [f'tools/{name}.py', *map(str, args)]
+        if before is not None:
+            before()
+        code = 1
+        try:
+            code = main(name)
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+        if isinstance(code, str):
+            # As sys.exit() does.
+            print(code, file=sys.stderr)
+            code = 1
+        os._exit(code or 0)
+
+    @property
+    def output(self):
+        return self.log.read_text() if self.log.exists() else ''
+
+    def wait_for(self, words, timeout=240):
+        """Wait until the output has ``words``."""
+        end = time.monotonic() + timeout
+        while words not in self.output:
+            assert self.process.is_alive(), f'it ended without {words!r}:\n{self.output[-3000:]}'
+            assert time.monotonic() < end, f'no {words!r} in:\n{self.output[-3000:]}'
+            time.sleep(0.02)
+
+    def send(self, number):
+        os.kill(self.process.pid, number)
+
+    def end(self, timeout=240):
+        """Wait for the end and return the exit code."""
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.process.kill()
+            raise AssertionError(f'it does not end:\n{self.output[-3000:]}')
+        return self.process.exitcode

@@ -1,0 +1,162 @@
+"""An evaluator that would end a run after its first epoch ends it before it starts."""
+
+import json
+
+import pytest
+
+from mmgrc.runs.error import InputError
+from mmgrc.runs.preflight import CocoFiles, check_evaluator, read_datasets
+
+
+def check(config, phase='val'):
+    files = CocoFiles()
+    loader = f'{phase}_dataloader'
+    check_evaluator(config, phase, read_datasets(config, (loader,), files)[loader], files)
+
+
+@pytest.mark.parametrize('phase', ['val', 'test'])
+def test_good_evaluator_passes_without_a_word(config, said, phase, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob('*'))
+    config[f'{phase}_evaluator'].update(outfile_prefix='out/results', classwise=True)
+    check(config, phase)
+    assert not said
+    assert set(tmp_path.rglob('*')) == before
+
+
+def pop(name):
+    return lambda c: [annotation.pop(name) for annotation in c['annotations'][-1:]]
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (pop('iscrowd'), r'val_evaluator: .*iscrowd of annotation \d+ is missing.*0 stands for a single object'),
+        (lambda c: c['annotations'][0].update(iscrowd='no'), r"iscrowd of annotation 1 is 'no'"),
+        (lambda c: c['annotations'][-1].update(segmentation=[[1, 2]]), r'val_evaluator fails on made-up detections'),
+    ],
+)
+def test_file_that_ends_an_evaluation(config, edit, change, words):
+    edit(change, 'val')
+    with pytest.raises(InputError, match=words):
+        check(config)
+
+
+def test_file_that_ends_an_evaluation_of_joined_sets(config, edit):
+    """Wrappers around the data set, or a reader of its own, hide nothing of the evaluator's file."""
+    config.val_dataloader.dataset = {'type': 'ConcatDataset', 'datasets': [config.val_dataloader.dataset]}
+    check(config)
+    edit(pop('iscrowd'), 'val')
+    with pytest.raises(InputError, match='iscrowd of annotation'):
+        check(config)
+    with pytest.raises(InputError, match='iscrowd of annotation'):
+        check_evaluator(config, 'val', None, CocoFiles())
+
+
+def test_file_of_another_set(config, data, edit):
+    content = edit(lambda c: None, 'val')
+    for image in content['images']:
+        image['id'] += 5000
+    for annotation in content['annotations']:
+        annotation['image_id'] += 5000
+    config.val_evaluator.ann_file = str(data / 'other.json')
+    (data / 'other.json').write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r'other.json, which lacks 4 of the 4 images .*ann_file to .*instances_val'):
+        check(config)
+
+
+def test_file_that_is_not_there(config):
+    config.val_evaluator.ann_file = '/nothing/val.json'
+    with pytest.raises(InputError, match=r'/nothing/val.json'):
+        check(config)
+
+
+def test_categories_in_another_order_than_in_the_data_set(config, data, edit):
+    content = edit(lambda c: None, 'val')
+    content['categories'].reverse()
+    config.val_evaluator.ann_file = str(data / 'other.json')
+    (data / 'other.json').write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r'other.json \(val_evaluator\) .*different orders'):
+        check(config)
+
+
+def test_annotation_0_and_images_that_are_not_evaluated(config, edit, said):
+    edit(lambda c: c['annotations'][0].update(id=0), 'val')
+    check(config)
+    assert "annotation 0: COCO's evaluation takes the id 0 for no match" in said[0]
+    said.clear()
+    edit(lambda c: c['annotations'][0].update(id=1), 'val')
+    config.val_dataloader.dataset.indices = 3
+    check(config)
+    assert (
+        'val_evaluator evaluates 4 images, the data set gives 3: the objects of the other 1 count as missed' in said[0]
+    )
+
+
+def test_more_labels_than_classes(config):
+    config.model.roi_head.bbox_head.num_classes = 80
+    with pytest.raises(InputError, match=r'bbox_head.num_classes=80, but the data set has 3 classes'):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ({'metric': 'box'}, r'val_evaluator cannot be built: .*box'),
+        ({'type': 'CocoMetrics'}, r'val_evaluator cannot be built: .*CocoMetrics'),
+        ({'iou_thr': 0.5}, r'val_evaluator cannot be built: .*iou_thr'),
+        ({'metric_items': ['mAP_60']}, r'val_evaluator fails on made-up detections .*mAP_60'),
+    ],
+)
+def test_evaluator_that_cannot_work(config, options, words):
+    config.val_evaluator.update(options)
+    with pytest.raises(InputError, match=words):
+        check(config)
+
+
+def test_several_metrics(config, edit):
+    config.val_evaluator = [dict(config.val_evaluator, metric='bbox'), dict(config.val_evaluator, prefix='again')]
+    check(config)
+    config.val_evaluator = {'type': 'Evaluator', 'metrics': config.val_evaluator}
+    check(config)
+    config.val_evaluator['metrics'][1]['metric'] = 'box'
+    with pytest.raises(InputError, match='val_evaluator cannot be built'):
+        check(config)
+
+
+def test_truth_from_the_data_set_itself(config, said):
+    """Without a file the metric takes what the loader gives."""
+    config.val_evaluator.ann_file = None
+    config.val_dataloader.dataset.pipeline[-1].meta_keys = (
+        *config.val_dataloader.dataset.pipeline[-1].meta_keys,
+        'instances',
+    )
+    check(config)
+    assert not said
+
+
+def test_set_without_annotations(config, edit, said):
+    edit(lambda c: c.pop('annotations'), 'val')
+    check(config, 'test')
+    assert 'AP will be -1' in said[0]
+    said.clear()
+    config.test_evaluator.update(format_only=True, outfile_prefix='out/results')
+    check(config, 'test')
+    assert not said
+    config.test_evaluator.outfile_prefix = None
+    with pytest.raises(InputError, match='test_evaluator cannot be built'):
+        check(config, 'test')
+
+
+def test_parts_that_are_missing(config):
+    config.val_evaluator = None
+    with pytest.raises(InputError, match='val_evaluator of the config is not set, val_dataloader and val_cfg are'):
+        check(config)
+    config.val_cfg = config.val_dataloader = None
+    check_evaluator(config, 'val', None, CocoFiles())
+
+
+def test_image_that_the_pipeline_cannot_use(config):
+    config.val_dataloader.dataset.pipeline[1] = {'type': 'Resize', 'scale_factor': 0.001}
+    with pytest.raises(InputError, match=r'the image .*\.png cannot be used: '):
+        check(config)

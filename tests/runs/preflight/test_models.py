@@ -1,0 +1,229 @@
+"""Models, weights, optimizers and checkpoints with which a run cannot work end in one message before it starts."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.models import PyramidVisionTransformer
+
+from mmgrc.runs.config import build_model
+from mmgrc.runs.error import InputError
+from mmgrc.runs.preflight import (
+    check_checkpoint,
+    check_optimizer,
+    check_parts,
+    check_resume,
+    check_weights,
+    check_work_dir,
+)
+
+
+@pytest.fixture
+def checkpoint(config, tmp_path):
+    path = tmp_path / 'epoch_1.pth'
+    content = {
+        'state_dict': build_model(config).state_dict(),
+        'meta': {'dataset_meta': {'classes': ('circle', 'square', 'triangle')}},
+        'optimizer': {},
+        'message_hub': {},
+    }
+    torch.save(content, path)
+    return path
+
+
+def test_checkpoint_of_other_classes(config, checkpoint, said):
+    check_checkpoint(config, str(checkpoint))
+    assert not said
+
+    config.train_dataloader.dataset.metainfo.classes = ('circle', 'square', 'star')
+    check_checkpoint(config, str(checkpoint))
+    words = (
+        'It was trained on 3 classes (circle, square, triangle); the data here has 3 classes (circle, square, star).'
+    )
+    assert said == [f'{checkpoint}: {words}']
+
+    config.train_dataloader.dataset.metainfo.classes = ('circle', 'square')
+    for head in (config.model.roi_head.bbox_head, config.model.roi_head.mask_head):
+        head.num_classes = 2
+    with pytest.raises(InputError, match=r'have another shape .*It was trained on 3 classes.*the data here has 2'):
+        check_checkpoint(config, str(checkpoint))
+
+
+def test_explicit_checkpoint_that_is_damaged(config, checkpoint, tmp_path):
+    assert check_resume(config, str(checkpoint), str(tmp_path)) == str(checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r'epoch_1.pth cannot be read: .*cut short, or is damaged'):
+        check_resume(config, str(checkpoint), str(tmp_path))
+    # And where it is the only one of the work dir.
+    with pytest.raises(InputError, match=r'no checkpoint in .* can be read. .*Remove them to start afresh'):
+        check_resume(config, 'auto', str(tmp_path))
+    checkpoint.unlink()
+    assert check_resume(config, 'auto', str(tmp_path)) == 'auto'
+
+
+def test_checkpoint_of_weights_alone_cannot_go_on(config, checkpoint, tmp_path):
+    torch.save({'state_dict': torch.load(checkpoint)['state_dict']}, checkpoint)
+    with pytest.raises(InputError, match=r'has no meta and no optimizer.*--cfg-options load_from='):
+        check_resume(config, str(checkpoint), str(tmp_path))
+
+
+def test_work_dir_that_cannot_be_written_to(tmp_path):
+    check_work_dir(str(tmp_path / 'a' / 'b'))
+    assert not list((tmp_path / 'a' / 'b').iterdir())
+    (tmp_path / 'file').write_text('')
+    # Neither can root write to these.
+    for path in (tmp_path / 'file' / 'run', Path('/proc/run')):
+        with pytest.raises(InputError, match=rf'the work dir {path} cannot be written to .*--work-dir'):
+            check_work_dir(str(path))
+
+
+# Optimizers and hooks.
+
+
+def test_optimizer_is_built(config):
+    assert check_optimizer(config, build_model(config)).optimizer.defaults['lr'] == config.optim_wrapper.optimizer.lr
+
+
+@pytest.mark.parametrize(
+    ('options', 'arguments', 'words'),
+    [
+        ({'optim_wrapper.type': 'AmpOptimWrapper'}, {}, 'optim_wrapper.type=AmpOptimWrapper needs a GPU'),
+        ({}, {'amp': True}, '--amp needs a GPU'),
+        ({'auto_scale_lr': None}, {'auto_scale_lr': True}, '--auto-scale-lr needs auto_scale_lr='),
+        (
+            {'optim_wrapper.optimizer.type': 'AdamWW'},
+            {},
+            r"optimizer.type='AdamWW': there is no such optimizer, but AdamW",
+        ),
+        ({'optim_wrapper.optimizer.lrr': 1}, {}, 'optim_wrapper of .* cannot be built: .*lrr'),
+        ({'optim_wrapper': None}, {}, 'has no optim_wrapper'),
+    ],
+)
+def test_optimizer_that_cannot_be_built(config, options, arguments, words, monkeypatch):
+    monkeypatch.setattr('mmgrc.runs.preflight.models.get_device', lambda: 'cpu')
+    config.merge_from_dict(options)
+    with pytest.raises(InputError, match=words):
+        check_optimizer(config, build_model(config), **arguments)
+
+
+SGD = {'_delete_': True, 'type': 'SGD', 'lr': 0.1, 'weight_decay': 0.1}
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ({'optim_wrapper.optimizer': SGD}, 'is not of the kind of SGD'),
+        ({'optim_wrapper.paramwise_cfg': None}, 'groups with .* parameters, that of the config 1 with'),
+    ],
+)
+def test_optimizer_state_of_another_optimizer(config, checkpoint, tmp_path, options, words):
+    model = build_model(config)
+    optimizer = check_optimizer(config, model)
+    torch.save({**torch.load(checkpoint), 'optimizer': optimizer.state_dict()}, checkpoint)
+    assert check_resume(config, str(checkpoint), str(tmp_path), optimizer) == str(checkpoint)
+    config.merge_from_dict(options)
+    with pytest.raises(InputError, match=words):
+        check_resume(config, str(checkpoint), str(tmp_path), check_optimizer(config, model))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'words'),
+    [
+        ('default_hooks.grc_monitor.intervall', 3, r"grc_monitor: GRCMonitorHook has no argument 'intervall'"),
+        ('default_hooks.chekpoint', {'interval': 5}, r'chekpoint has no type. Did you mean default_hooks.checkpoint'),
+        ('custom_hooks', [{'type': 'EMAHok'}], r"custom_hooks.0: there is no type 'EMAHok'. Did you mean EMAHook"),
+        ('param_scheduler.0.ende', 3, r"param_scheduler.0: LinearLR has no argument 'ende'"),
+        ('param_scheduler.1.type', 'CosineLR', r"param_scheduler.1: there is no type 'CosineLR'"),
+        ('train_cfg.max_epoch', 3, r"train_cfg: EpochBasedTrainLoop has no argument 'max_epoch'"),
+    ],
+)
+def test_parts_that_cannot_be_made(config, key, value, words):
+    check_parts(config)
+    config.merge_from_dict({key: value})
+    with pytest.raises(InputError, match=words):
+        check_parts(config)
+
+
+# Weights to start from.
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Write weights that cannot be read, and return the path."""
+
+    def write(kind, state):
+        path = tmp_path / f'{kind}.pth'
+        if kind == 'pointer':
+            path.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5290\n')
+        elif kind == 'page':
+            path.write_text('<!DOCTYPE html><html><body>Sign in</body></html>')
+        elif kind == 'empty':
+            path.write_bytes(b'')
+        elif kind == 'namespace':
+            torch.save({'model': state, 'args': argparse.Namespace(lr=0.1)}, path)
+        else:
+            torch.save(torch.nn.Linear(1, 1), path)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize('how', ['load_from', 'init_cfg'])
+@pytest.mark.parametrize('kind', ['pointer', 'page', 'empty', 'namespace', 'module'])
+def test_weights_that_cannot_be_read(config, weights, kind, how):
+    model = build_model(config)
+    path = weights(kind, model.backbone.state_dict())
+    if how == 'load_from':
+        config.load_from = str(path)
+    else:
+        config.model.backbone.init_cfg = {'type': 'Pretrained', 'checkpoint': str(path)}
+    with pytest.raises(InputError, match=rf'{path} cannot be read') as error:
+        check_weights(config, model)
+    assert 'weights_only' not in str(error.value)
+
+
+def start_from(config, path):
+    config.model.backbone.init_cfg = {'type': 'Pretrained', 'checkpoint': str(path)}
+    check_weights(config, build_model(config))
+
+
+def test_backbone_weights_of_another_size(config, tmp_path):
+    for name, options in (('own', {}), ('narrow', {'embed_dims': 8}), ('other', None)):
+        if options is None:
+            torch.save({'fc.weight': torch.zeros(3)}, tmp_path / 'other.pth')
+        else:
+            stock = PyramidVisionTransformer(**{'num_layers': [1, 1, 1, 1], 'embed_dims': 16, **options})
+            torch.save(stock.state_dict(), tmp_path / f'{name}.pth')
+    start_from(config, tmp_path / 'own.pth')
+    with pytest.raises(InputError, match=r'narrow.pth, of backbone.init_cfg, do not fit: .*has the shape'):
+        start_from(config, tmp_path / 'narrow.pth')
+    with pytest.raises(InputError, match=r'other.pth, of backbone.init_cfg, do not fit: no tensor'):
+        start_from(config, tmp_path / 'other.pth')
+
+
+def test_weights_of_a_deeper_backbone_are_a_warning(config, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmgrc.models.convert.print_log', lambda message, **kw: said.append((message, kw['level'])))
+    deep = PyramidVisionTransformer(num_layers=[2, 1, 1, 1], embed_dims=16)
+    torch.save(deep.state_dict(), tmp_path / 'deep.pth')
+    config.model.backbone.init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'deep.pth')}
+    build_model(config).backbone.init_weights()
+    (message, level), *_ = said
+    assert level == 30
+    assert 'Unused blocks, as layers.0.1.2.' in message
+
+
+def test_detector_weights_of_another_detector(config, tmp_path):
+    model = build_model(config)
+    config.load_from = str(tmp_path / 'weights.pth')
+    state = model.state_dict()
+    torch.save({'state_dict': state}, config.load_from)
+    check_weights(config, model)
+    torch.save({'state_dict': model.backbone.state_dict()}, config.load_from)
+    with pytest.raises(InputError, match=r'no tensor of .*weights.pth \(load_from\) fits the model'):
+        check_weights(config, model)
+    cache = next(key for key in state if key.endswith('.grc.cache'))
+    torch.save({'state_dict': {**state, cache: state[cache][:, 1:]}}, config.load_from)
+    with pytest.raises(InputError, match=rf'{cache} has the shape .*--resize-caches'):
+        check_weights(config, model)

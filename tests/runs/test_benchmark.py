@@ -1,0 +1,67 @@
+"""The benchmark's counts against MMDetection's own layers and against arithmetic; its options."""
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmgrc.runs import benchmark
+from mmgrc.runs.benchmark import Options, compare
+from mmgrc.runs.error import InputError
+
+GRC = 'mmgrc::shapes/retinanet_grc_pvtv2.py'
+PLAIN = 'mmgrc::shapes/baselines/retinanet_pvtv2.py'
+
+
+def test_plain_backbone_counts_as_the_stock_one_which_materialises_its_attention():
+    ours, stock = compare(PLAIN, 'stock', Options(size=(64, 96), runs=1))
+    assert ours.parameters == stock.parameters
+    assert ours.flops == pytest.approx(stock.flops, rel=1e-3)
+    for result in (ours, stock):
+        assert result.seconds.fastest <= result.seconds.median <= result.seconds.slowest
+        assert result.images_per_second == pytest.approx(1 / result.seconds.median)
+
+
+def test_attention_is_counted():
+    queries, keys, dims = 40, 24, 16
+    q, k = torch.randn(1, 2, queries, dims // 2), torch.randn(1, 2, keys, dims // 2)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    counted = benchmark._count(lambda: attend(q, k, k))
+    # Scores and their sum of the values, a multiplication and an addition each.
+    assert counted == 2 * 2 * queries * keys * dims
+
+
+def test_memory_costs_parameters_and_flops():
+    with_memory, without = compare(GRC, PLAIN, Options(size=(64, 96), runs=2, mode='train', batch=2))
+    model = benchmark.build_model(Config.fromfile(GRC)).backbone
+    branches = sum(p.numel() for branch in model.grc_layers().values() for p in branch.parameters())
+    assert with_memory.parameters - without.parameters == branches
+    assert with_memory.flops > without.flops
+    assert with_memory.peak_memory > 0
+
+
+def test_whole_detector(run_tool, tmp_path):
+    config = 'configs/shapes/mask_rcnn_grc_pvtv2.py'
+    for mode in ('train', 'eval'):
+        options = ['--mode', mode, '--part', 'detector', '--size', 64, 96, '--runs', 1, '--json', tmp_path / 'out.json']
+        result = run_tool('benchmark', '--config', config, *options)
+        assert result.returncode == 0, result.stderr
+        assert f'B: stock {config}' in result.stdout
+        found = Config.fromfile(tmp_path / 'out.json')
+        assert found.options.mode == mode
+        assert found.results[0].parameters > found.results[1].parameters
+
+
+@pytest.mark.parametrize(
+    ('paths', 'options', 'message'),
+    [
+        (('mmgrc::nothing.py', 'stock'), {}, 'It has: mmgrc::baselines/mask_rcnn_pvt.py'),
+        (('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', 'stock'), {}, 'SwinTransformer has no stock class'),
+        ((GRC, PLAIN), {'size': (16, 64)}, 'at least 32 pixels'),
+        ((GRC, PLAIN), {'runs': 0}, 'runs 0: give a number from 1 up'),
+        ((GRC, PLAIN), {'dtype': 'fp8'}, "dtype 'fp8': allowed are fp32, fp16, bf16"),
+        ((GRC, PLAIN), {'device': 'warp'}, "device 'warp' cannot be used"),
+    ],
+)
+def test_bad_input(paths, options, message):
+    with pytest.raises(InputError, match=message):
+        compare(*paths, Options(**options))

@@ -127,7 +127,7 @@ def test_whatever_fails_is_of_its_image(model, shapes, tmp_path, monkeypatch):
     assert re.search(
         r'line\.png: cv2\.error: .*Assertion failed.* \(\w+\.py, line \d+\)', problems[tmp_path / 'line.png']
     )
-    assert 'RuntimeError: CUDA out of memory. Tried to allocate 20 GiB (test_inf' in problems[tmp_path / 'm.png']
+    assert 'RuntimeError: CUDA out of memory. Tried to allocate 20 GiB (test_detector' in problems[tmp_path / 'm.png']
     assert 'MemoryError:' in problems[tmp_path / 'n.png']
     assert 'its detections are kept' in problems[tmp_path / 'n.png']
     assert sorted(path.name for path in (tmp_path / 'out' / 'drawings').iterdir()) == ['a.jpg', 'z.jpg']

@@ -6,7 +6,7 @@ import pytest
 
 from mmgrc import check_env
 from mmgrc.env.versions import REBUILD_MMCV
-from tests.helpers.installed import run_with_packages
+from tests.helpers.installed import SITE, run_with_packages
 
 
 @pytest.fixture

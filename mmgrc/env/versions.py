@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import NamedTuple
 
 __all__ = [
@@ -63,7 +64,9 @@ def version_problem(need: Requirement, found: str | None) -> str | None:
     """What is wrong with an installed version, without the remedy; None where it works."""
     if found is None:
         return f'{need.package} is not installed (needed: {need.allowed})'
-    # Where torch alone is installed this is not there.
+    if find_spec('packaging') is None:
+        # It comes with the other packages: what matters is that those are missing.
+        return None
     from packaging.version import Version
 
     if Version(found) < Version(need.minimum) or (need.below and Version(found) >= Version(need.below)):

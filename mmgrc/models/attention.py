@@ -57,8 +57,9 @@ class GRCAttention(nn.Module):
         self.auto_commit, self.sync = auto_commit, sync
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
         self.proj = nn.Linear(embed_dims, embed_dims)
-        drop = {'qkv_bias': qkv_bias, 'attn_drop': attn_drop, 'proj_drop': proj_drop}
-        self.grc = GRC(embed_dims, num_heads, cache_size, **drop, **grc)
+        self.grc = GRC(
+            embed_dims, num_heads, cache_size, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop, **grc
+        )
         self.new_cache: Tensor | None = None
         """What the last training forward proposed, until it is stored."""
 

@@ -62,9 +62,10 @@ class SpatialReductionAttention(nn.Module):
         Returns:
             (B, T, D), and the new cache, if any.
         """
-        out, new_cache = project(self._attend_heads(x, hw_shape), self.attn.out_proj, self.proj_drop, self.grc), None
-        if self.grc is not None:
-            out, new_cache = self.grc(x, out, hw_shape, cache, resampling)
+        heads, proj = self._attend_heads(x, hw_shape), self.attn.out_proj
+        if self.grc is None:
+            return add_residual(identity, self.proj_drop(proj(heads)), self.dropout_layer), None
+        out, new_cache = self.grc(x, project(heads, proj, self.proj_drop), hw_shape, cache, resampling)
         return add_residual(identity, out, self.dropout_layer), new_cache
 
     def _attend_heads(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:

@@ -91,9 +91,10 @@ class ShiftWindowMSA(nn.Module):
         Returns:
             (B, T, D), and the new cache, if any.
         """
-        out, new_cache = project(self._attend_heads(x, hw_shape), self.w_msa.proj, self.w_msa.proj_drop, self.grc), None
-        if self.grc is not None:
-            out, new_cache = self.grc(x, out, hw_shape, cache, resampling)
+        heads, proj, proj_drop = self._attend_heads(x, hw_shape), self.w_msa.proj, self.w_msa.proj_drop
+        if self.grc is None:
+            return add_residual(identity, proj_drop(proj(heads)), self.drop), None
+        out, new_cache = self.grc(x, project(heads, proj, proj_drop), hw_shape, cache, resampling)
         return add_residual(identity, out, self.drop), new_cache
 
     def _attend_heads(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:

@@ -28,9 +28,9 @@ class Unprojected(NamedTuple):
     """The output projection of self-attention, D to D."""
 
 
-def project(heads: Tensor, proj: nn.Linear, dropout: nn.Dropout, grc: GRC | None) -> Tensor | Unprojected:
-    """Project what the heads give (B, T, D), or leave that to the memory, where no dropout stands between."""
-    if grc is None or not is_fast() or (dropout.p and dropout.training):
+def project(heads: Tensor, proj: nn.Linear, dropout: nn.Dropout) -> Tensor | Unprojected:
+    """Project what the heads give (B, T, D), or leave that to a :class:`FoldedGRC` where no dropout stands between."""
+    if not is_fast() or (dropout.p and dropout.training):
         return dropout(proj(heads))
     return Unprojected(heads, proj)
 

@@ -10,8 +10,9 @@ model = dict(
         _delete_=True,
         type='GRCPyramidVisionTransformer',
         num_layers=[2, 2, 2, 2],
+        # The published start: in PVT neither start was better beside stock weights (docs/finetune.md).
         grc=dict(stages=(0, 1, 2, 3), cache_ratio=0.5),
-        # PVT's ImageNet weights. The memory starts fresh: no GRC weights were ever published.
+        # PVT's ImageNet weights. The memory starts new: no GRC weights were ever published.
         init_cfg=dict(
             type='Pretrained',
             checkpoint='https://github.com/whai362/PVT/releases/download/v2/pvt_tiny.pth')),

@@ -6,9 +6,7 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import venv
 from pathlib import Path
@@ -21,9 +19,10 @@ from mmdet.models.backbones import PyramidVisionTransformer
 
 from mmgrc.datasets import write_shapes
 from tests.conftest import REPOSITORY
-from tests.forked_python import CLIENT
+from tests.forked_python import forked_python
 from tests.models.published import original_pvt
 
+ACTIVATE = '. .venv/bin/activate'
 BLOCK = re.compile(r'```(\w+)\n(.*?)```', re.S)
 PAGES = [REPOSITORY / 'README.md', REPOSITORY / 'CONTRIBUTING.md', *sorted((REPOSITORY / 'docs').glob('*.md'))]
 PAGES = [page for page in PAGES if BLOCK.search(page.read_text())]
@@ -53,6 +52,11 @@ TRIALS = {
     ),
     r'python tools/benchmark\.py ': r'`(--size \d+ \d+ --runs \d+)`',
 }
+# Added to the clone's configs: commands are tried here. Each config is trained at its full width in `test_configs.py`.
+NARROW = """
+model['backbone'].update(embed_dims=8, num_layers=[1, 1, 1, 1])
+model['neck']['in_channels'] = [8, 16, 40, 64]
+"""
 
 
 class Instead(NamedTuple):
@@ -127,6 +131,8 @@ class Clone:
         }
         self.followed = set()
         self.typed = set()
+        # What lasts in a shell.
+        self.state = [ACTIVATE]
 
     def follow(self, page):
         """Do what a page says, once."""
@@ -134,8 +140,7 @@ class Clone:
             return
         self.followed.add(page)
         text = page.read_text()
-        # What lasts in a shell.
-        self.state = ['. .venv/bin/activate']
+        self.state = [ACTIVATE]
         for block in BLOCK.finditer(text):
             language, content = block.groups()
             assert language in ('shell', 'python'), f'{page.name}: ```{language}'
@@ -200,12 +205,14 @@ def write_coco(root):
 
 
 @pytest.fixture(scope='module')
-def clone(tmp_path_factory):
-    # A socket's path must be short.
+def clone():
     with tempfile.TemporaryDirectory(prefix='mmgrc-') as folder:
         folder = Path(folder) / 'mmgrc'
         left_out = ('.git', '.venv', 'data', 'work_dirs', 'build', '.*_cache', '__pycache__', '.hypothesis')
         shutil.copytree(REPOSITORY, folder, symlinks=True, ignore=shutil.ignore_patterns(*left_out))
+        for config in ('mask_rcnn_grc_pvt.py', 'shapes/mask_rcnn_grc_pvt.py'):
+            with (folder / 'configs' / config).open('a') as file:
+                file.write(NARROW)
         write_coco(folder / 'elsewhere' / 'coco')
         (folder / 'data').mkdir()
         (folder / 'data' / 'coco').symlink_to('../elsewhere/coco')
@@ -216,26 +223,14 @@ def clone(tmp_path_factory):
         subprocess.run(['git', 'init', '-q', folder], check=True)
         clone = Clone(folder)
         venv.create(folder / '.venv')
-        python = folder / '.venv' / 'bin' / 'python'
-        python.unlink()
-        python.write_text(CLIENT.format(python=sys.executable, socket=str(folder / 'socket')))
-        python.chmod(0o755)
         # Newer than what the environment is made from.
         (folder / '.venv' / '.installed').touch()
-        with subprocess.Popen(
-            [sys.executable, '-m', 'tests.forked_python', folder / 'socket'],
-            cwd=folder,
-            env=clone.environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        ) as server:
-            try:
-                assert server.stdout.readline() == f'{folder}\n'
-                yield clone
-            finally:
-                # With what it has forked.
-                os.killpg(server.pid, signal.SIGKILL)
+        with forked_python(folder) as python:
+            (folder / '.venv' / 'bin' / 'python').unlink()
+            (folder / '.venv' / 'bin' / 'python').symlink_to(python)
+            package = folder / 'mmgrc'
+            clone.type(f'python -c "import mmgrc; assert mmgrc.__path__ == [\'{package}\']"', 'this test')
+            yield clone
 
 
 @pytest.mark.xdist_group('commands')

@@ -1,7 +1,6 @@
 """The configs: found by name, trained for a step, saved and loaded."""
 
 import copy
-import functools
 import re
 
 import pytest
@@ -13,22 +12,12 @@ from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmengine.utils import get_installed_path, is_installed
 
 from mmgrc.config import CONFIG_DIR, config_path
 from mmgrc.preflight import PreflightError, load_config
 from tests.conftest import REPOSITORY
 
 CONFIGS = sorted(str(p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob('*.py') if '_base_' not in p.parts)
-
-
-@pytest.fixture(autouse=True, scope='module')
-def quick_lookup():
-    """MMEngine reloads pkg_resources for each `mmdet::` base: once is enough for some 60 configs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('mmengine.config.config.is_installed', functools.cache(is_installed))
-        patch.setattr('mmengine.config.config.get_installed_path', functools.cache(get_installed_path))
-        yield
 
 
 def build(name):

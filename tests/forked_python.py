@@ -125,7 +125,7 @@ def forked_python(repository, name='python'):
         path.write_text(CLIENT.format(python=sys.executable, socket=address))
         path.chmod(0o755)
         with subprocess.Popen(
-            [sys.executable, '-m', 'tests.forked_python', address],
+            [sys.executable, '-m', __name__, address],
             cwd=repository,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -52,7 +52,7 @@ TRIALS = {
     ),
     r'python tools/benchmark\.py ': r'`(--size \d+ \d+ --runs \d+)`',
 }
-# Added to the clone's configs: commands are tried here. Each config is trained at its full width in `test_configs.py`.
+# Added to the clone's configs: commands are tried here. `test_configs.py` trains each config with its own backbone.
 NARROW = """
 model['backbone'].update(embed_dims=8, num_layers=[1, 1, 1, 1])
 model['neck']['in_channels'] = [8, 16, 40, 64]
@@ -71,7 +71,8 @@ class Instead(NamedTuple):
 
 NOT_EXECUTED = {
     r'make env$': Instead('--dry-run', 'fetches packages', 'test_repository.py::test_the_workflow_is_ci_run'),
-    r'make test$': Instead('--dry-run', 'runs these tests', 'test_repository.py::test_the_workflow_is_ci_run'),
+    r'make (test|test-fast)$': Instead('--dry-run', 'runs tests', 'test_repository.py::test_the_workflow_is_ci_run'),
+    r'make lint$': Instead('--dry-run', 'looks at the code', 'test_repository.py::test_the_workflow_is_ci_run'),
     r'pip install pre-commit ': Instead(
         None, 'fetches packages', 'test_repository.py::test_pre_commit_has_the_pinned_ruff'
     ),
@@ -233,6 +234,7 @@ def clone():
             yield clone
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group('commands')
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_every_command_of_the_page(page, clone):

@@ -34,6 +34,7 @@ def copy(shapes, tmp_path):
     return Path(shutil.copytree(shapes, tmp_path / 'data' / 'shapes'))
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_the_checkpoint_before(copy, tmp_path):
     work_dir = tmp_path / 'run'
     options = ['train_dataloader.dataset.indices=2']
@@ -81,6 +82,7 @@ train_dataloader = dict(dataset=dict(pipeline=pipeline))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 1])
 def test_image_that_fails_in_the_pipeline_is_named(copy, tmp_path, workers):
     """A line of pixels has a header like any other; made smaller it has no rows left."""

@@ -134,6 +134,7 @@ def test_shell_is_clean():
     subprocess.run(['shellcheck', '-x', *scripts], cwd=REPOSITORY, check=True)
 
 
+@pytest.mark.slow
 def test_dead_rank_ends_the_job_which_resumes_and_tests(python, shapes, tmp_path):
     """7 images on 2 ranks: their last batches are uneven, too."""
     work_dir, log = tmp_path / 'run', tmp_path / 'log'

@@ -18,6 +18,7 @@ from tests.conftest import NARROW, REPOSITORY, SHAPES_CONFIG
 PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'srun', 'sbatch')
 pytestmark = [
     pytest.mark.xdist_group('slurm'),
+    pytest.mark.slow,
     pytest.mark.skipif(
         any(shutil.which(name, path=f'{os.environ["PATH"]}:/usr/sbin') is None for name in PROGRAMS),
         reason='Slurm is not installed (Debian: apt-get install --no-install-recommends slurm-wlm munge)',

@@ -2,12 +2,13 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from mmgrc.datasets import write_shapes
+from tests.helpers import quick_configs
+from tests.helpers.forked_python import forked_python
 
 REPOSITORY = Path(__file__).parent.parent
 SHAPES_CONFIG = 'configs/shapes/mask_rcnn_grc_pvt.py'
@@ -29,6 +30,11 @@ FAST = [
     'default_hooks.grc_monitor.interval=4',
     'randomness.seed=1',
 ]
+# The config keeps the last checkpoint alone.
+KEEP_ALL = 'default_hooks.checkpoint.max_keep_ckpts=-1'
+
+
+quick_configs.remember()
 
 
 @pytest.fixture(scope='session')
@@ -40,11 +46,18 @@ def shapes(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def run_tool(shapes):
+def python():
+    """A `python` that has made the imports of the tools before it is started."""
+    with forked_python(REPOSITORY) as path:
+        yield path
+
+
+@pytest.fixture(scope='session')
+def run_tool(python, shapes):
     """Run a tool in the repository as a user does, on the small data set, with no network and no GPU."""
 
     def run(name, *args, timeout=300, env=None, **kwargs):
-        command = [sys.executable, f'tools/{name}.py', *map(str, args)]
+        command = [python, f'tools/{name}.py', *map(str, args)]
         environment = {**os.environ, 'SHAPES_ROOT': str(shapes), 'CUDA_VISIBLE_DEVICES': '', **(env or {})}
         return subprocess.run(
             command, cwd=REPOSITORY, env=environment, timeout=timeout, capture_output=True, text=True, **kwargs
@@ -54,16 +67,9 @@ def run_tool(shapes):
 
 
 @pytest.fixture(scope='session')
-def trained(tmp_path_factory, shapes):
-    """A work dir after two epochs: checkpoints, logs of losses, mAP and memory, and the dumped config."""
+def trained(tmp_path_factory, run_tool):
+    """A work dir after two epochs: both checkpoints, logs of losses, mAP and memory, and the dumped config."""
     work_dir = tmp_path_factory.mktemp('work') / 'run'
-    command = [sys.executable, 'tools/train.py', SHAPES_CONFIG, '--work-dir', str(work_dir), '--cfg-options', *FAST]
-    subprocess.run(
-        [*command, 'train_cfg.max_epochs=2'],
-        cwd=REPOSITORY,
-        env={**os.environ, 'SHAPES_ROOT': str(shapes), 'CUDA_VISIBLE_DEVICES': ''},
-        check=True,
-        capture_output=True,
-        timeout=400,
-    )
+    options = [*FAST, 'train_cfg.max_epochs=2', KEEP_ALL]
+    run_tool('train', SHAPES_CONFIG, '--work-dir', work_dir, '--cfg-options', *options, check=True)
     return work_dir

@@ -49,6 +49,7 @@ def test_missing_packages_are_reported(broken):
     assert '2 things would fail' in result.stdout
 
 
+@pytest.mark.slow
 def test_wrong_versions_are_reported(broken):
     def prepare(site):
         rename(site, 'setuptools', '82.0.1')
@@ -61,6 +62,7 @@ def test_wrong_versions_are_reported(broken):
     assert 'mmcv 2.2.0 is installed' in result.stdout
 
 
+@pytest.mark.slow
 def test_mmcv_without_its_ops(broken):
     """As with mmcv-lite, or with ops that another torch compiled: versions look right, loading fails."""
 

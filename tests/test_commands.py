@@ -6,9 +6,7 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import venv
 from pathlib import Path
@@ -21,9 +19,10 @@ from mmdet.models.backbones import PyramidVisionTransformer
 
 from mmgrc.datasets import write_shapes
 from tests.conftest import REPOSITORY
-from tests.helpers.forked_python import CLIENT
+from tests.helpers.forked_python import forked_python
 from tests.helpers.published import original_pvt
 
+ACTIVATE = '. .venv/bin/activate'
 BLOCK = re.compile(r'```(\w+)\n(.*?)```', re.S)
 PAGES = [REPOSITORY / 'README.md', REPOSITORY / 'CONTRIBUTING.md', *sorted((REPOSITORY / 'docs').glob('*.md'))]
 PAGES = [page for page in PAGES if BLOCK.search(page.read_text())]
@@ -53,6 +52,11 @@ TRIALS = {
     ),
     r'python tools/benchmark\.py ': r'`(--size \d+ \d+ --runs \d+)`',
 }
+# Added to the clone's configs: commands are tried here. `test_configs.py` trains each config with its own backbone.
+NARROW = """
+model['backbone'].update(embed_dims=8, num_layers=[1, 1, 1, 1])
+model['neck']['in_channels'] = [8, 16, 40, 64]
+"""
 
 
 class Instead(NamedTuple):
@@ -67,7 +71,8 @@ class Instead(NamedTuple):
 
 NOT_EXECUTED = {
     r'make env$': Instead('--dry-run', 'fetches packages', 'test_repository.py::test_the_workflow_is_ci_run'),
-    r'make test$': Instead('--dry-run', 'runs these tests', 'test_repository.py::test_the_workflow_is_ci_run'),
+    r'make (test|test-fast)$': Instead('--dry-run', 'runs tests', 'test_repository.py::test_the_workflow_is_ci_run'),
+    r'make lint$': Instead('--dry-run', 'looks at the code', 'test_repository.py::test_the_workflow_is_ci_run'),
     r'pip install pre-commit ': Instead(
         None, 'fetches packages', 'test_repository.py::test_pre_commit_has_the_pinned_ruff'
     ),
@@ -127,6 +132,8 @@ class Clone:
         }
         self.followed = set()
         self.typed = set()
+        # What lasts in a shell.
+        self.state = [ACTIVATE]
 
     def follow(self, page):
         """Do what a page says, once."""
@@ -134,8 +141,7 @@ class Clone:
             return
         self.followed.add(page)
         text = page.read_text()
-        # What lasts in a shell.
-        self.state = ['. .venv/bin/activate']
+        self.state = [ACTIVATE]
         for block in BLOCK.finditer(text):
             language, content = block.groups()
             assert language in ('shell', 'python'), f'{page.name}: ```{language}'
@@ -200,12 +206,14 @@ def write_coco(root):
 
 
 @pytest.fixture(scope='module')
-def clone(tmp_path_factory):
-    # A socket's path must be short.
+def clone():
     with tempfile.TemporaryDirectory(prefix='mmgrc-') as folder:
         folder = Path(folder) / 'mmgrc'
         left_out = ('.git', '.venv', 'data', 'work_dirs', 'build', '.*_cache', '__pycache__', '.hypothesis')
         shutil.copytree(REPOSITORY, folder, symlinks=True, ignore=shutil.ignore_patterns(*left_out))
+        for config in ('mask_rcnn_grc_pvt.py', 'shapes/mask_rcnn_grc_pvt.py'):
+            with (folder / 'configs' / config).open('a') as file:
+                file.write(NARROW)
         write_coco(folder / 'elsewhere' / 'coco')
         (folder / 'data').mkdir()
         (folder / 'data' / 'coco').symlink_to('../elsewhere/coco')
@@ -216,28 +224,17 @@ def clone(tmp_path_factory):
         subprocess.run(['git', 'init', '-q', folder], check=True)
         clone = Clone(folder)
         venv.create(folder / '.venv')
-        python = folder / '.venv' / 'bin' / 'python'
-        python.unlink()
-        python.write_text(CLIENT.format(python=sys.executable, socket=str(folder / 'socket')))
-        python.chmod(0o755)
         # Newer than what the environment is made from.
         (folder / '.venv' / '.installed').touch()
-        with subprocess.Popen(
-            [sys.executable, '-m', 'tests.helpers.forked_python', folder / 'socket'],
-            cwd=folder,
-            env=clone.environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        ) as server:
-            try:
-                assert server.stdout.readline() == f'{folder}\n'
-                yield clone
-            finally:
-                # With what it has forked.
-                os.killpg(server.pid, signal.SIGKILL)
+        with forked_python(folder) as python:
+            (folder / '.venv' / 'bin' / 'python').unlink()
+            (folder / '.venv' / 'bin' / 'python').symlink_to(python)
+            package = folder / 'mmgrc'
+            clone.type(f'python -c "import mmgrc; assert mmgrc.__path__ == [\'{package}\']"', 'this test')
+            yield clone
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group('commands')
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_every_command_of_the_page(page, clone):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -24,6 +25,7 @@ def block(page):
     return text
 
 
+@pytest.mark.slow
 def test_builds_without_a_warning(tmp_path):
     result = subprocess.run(
         [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(tmp_path / 'site')],

@@ -14,6 +14,7 @@ def notebook():
     return nbformat.read(REPOSITORY / 'demo' / 'getting_started.ipynb', as_version=4)
 
 
+@pytest.mark.slow
 def test_runs(notebook, tmp_path, monkeypatch):
     """With few images and a narrow backbone in the cell of parameters; all else as it stands."""
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')

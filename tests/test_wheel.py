@@ -5,10 +5,13 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from dev.model_index import read_models
 from tests.conftest import REPOSITORY
 
 
+@pytest.mark.slow
 def test_wheel_works_on_its_own(tmp_path, trained, shapes):
     """Built, installed to an empty folder and used away from the clone: check_env, a config by name, inference."""
     command = [

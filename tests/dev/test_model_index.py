@@ -50,6 +50,7 @@ def test_entries_agree_with_each_other_and_the_paper():
         assert tuple(model['Metadata']['Paper'].values()) == PAPER.get(model['Name'], ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['mask_rcnn_grc_pvt', 'retinanet_grc_swin', 'retinanet_pvt'])
 def test_counts_are_the_configs(name):
     (model,) = (model for model in MODELS if model['Name'] == name)

@@ -34,9 +34,10 @@ def copy(shapes, tmp_path):
     return Path(shutil.copytree(shapes, tmp_path / 'data' / 'shapes'))
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_the_checkpoint_before(copy, tmp_path):
     work_dir = tmp_path / 'run'
-    options = ['train_dataloader.dataset.indices=2', 'default_hooks.checkpoint.max_keep_ckpts=1']
+    options = ['train_dataloader.dataset.indices=2']
     run = train(work_dir, copy, *options, 'train_cfg.max_epochs=1')
     assert run.end() == 0, run.output[-3000:]
     first = work_dir / 'epoch_1.pth'
@@ -58,7 +59,7 @@ def test_full_disk_leaves_the_checkpoint_before(copy, tmp_path):
     run = train(work_dir, copy, *options, 'train_cfg.max_epochs=2', resume=True, log='again.log')
     assert run.end() == 0, run.output[-3000:]
     assert 'resumed epoch: 1, iter: 1' in run.output
-    # One is kept, and the outdated ones went after it was there.
+    # The config keeps one, and the outdated ones went after it was there.
     assert [path.name for path in work_dir.glob('epoch_*')] == ['epoch_2.pth']
     assert torch.load(work_dir / 'epoch_2.pth')['meta']['epoch'] == 2
 
@@ -81,6 +82,7 @@ train_dataloader = dict(dataset=dict(pipeline=pipeline))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 1])
 def test_image_that_fails_in_the_pipeline_is_named(copy, tmp_path, workers):
     """A line of pixels has a header like any other; made smaller it has no rows left."""

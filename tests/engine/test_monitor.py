@@ -1,20 +1,19 @@
 """The monitor's numbers against their definitions, and that training does not feel it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from torch.utils.data import DataLoader
 
 from mmgrc.engine import GRCMonitorHook
 from mmgrc.models import GRCPyramidVisionTransformer, GRCSwinTransformer
-from tests.conftest import REPOSITORY
+from tests.helpers.processes import run_ranks
 
 PVT = {
     'embed_dims': 8,
@@ -182,52 +181,29 @@ def test_bad_interval(interval):
         GRCMonitorHook(interval=interval)
 
 
-RANKS = """
-import sys
-from types import SimpleNamespace
-
-import torch
-from mmengine.visualization import Visualizer
-
-from mmgrc.engine import GRCMonitorHook
-from tests.engine.test_monitor import make_model
-
-torch.distributed.init_process_group('gloo')
-rank = torch.distributed.get_rank()
-for mode in ('sync', 'apart'):
-    out = f'{sys.argv[1]}/{mode}'
-    model = make_model(sync=mode == 'sync').train()
-    visualizer = Visualizer(vis_backends=[dict(type='LocalVisBackend')], save_dir=out)
-    runner = SimpleNamespace(model=model, iter=0, visualizer=visualizer)
-    hook = GRCMonitorHook(interval=1)
-    hook.before_train(runner)
-    hook.before_train_iter(runner, 0)
-    torch.manual_seed(rank)
-    model(torch.randn(2, 3, 32, 32))
-    hook.after_train_iter(runner, 0)
-    branches = model.backbone.grc_layers()
-    torch.save({name: branch.cache for name, branch in branches.items()}, f'{out}_{rank}.pth')
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
-"""
+def watch_a_step(rank, folder):
+    """A step of each mode, its record written, and the caches after it."""
+    caches = {}
+    for mode in ('sync', 'apart'):
+        model = make_model(sync=mode == 'sync').train()
+        visualizer = Visualizer(vis_backends=[{'type': 'LocalVisBackend'}], save_dir=str(folder / mode))
+        runner = SimpleNamespace(model=model, iter=0, visualizer=visualizer)
+        hook = GRCMonitorHook(interval=1)
+        hook.before_train(runner)
+        hook.before_train_iter(runner, 0)
+        torch.manual_seed(rank)
+        model(torch.randn(2, 3, 32, 32))
+        hook.after_train_iter(runner, 0)
+        caches[mode] = {name: branch.cache for name, branch in model.backbone.grc_layers().items()}
+    return caches
 
 
 def test_drift_between_ranks(tmp_path):
     """Two real processes: no drift where caches are averaged; else the largest difference of the saved caches."""
-    (tmp_path / 'ranks.py').write_text(RANKS)
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    result = subprocess.run(
-        [*command, str(tmp_path / 'ranks.py'), str(tmp_path)],
-        cwd=REPOSITORY,
-        env={**os.environ, 'PYTHONPATH': str(REPOSITORY), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+    ranks = run_ranks(watch_a_step, 2, tmp_path, tmp_path)
     for mode in ('sync', 'apart'):
         (record,) = (json.loads(line) for line in next((tmp_path / mode).rglob('scalars.json')).open())
-        first, second = (torch.load(tmp_path / f'{mode}_{rank}.pth') for rank in range(2))
+        first, second = (caches[mode] for caches in ranks)
         for name in first:
             drift = record[f'grc_rank_drift/backbone.{name.removesuffix(".attn.grc")}']
             assert drift == pytest.approx(float((first[name] - second[name]).abs().max()))

@@ -169,6 +169,7 @@ def train_detectors(rank):
     return found
 
 
+@pytest.mark.slow
 def test_detectors_train_on_ranks_without_unused_parameters(tmp_path):
     left, right = run_ranks(train_detectors, 2, tmp_path, timeout=240)
     for name in DETECTORS:

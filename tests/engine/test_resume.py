@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmgrc.engine.exact_resume_hook import random_state, set_random_state
 from mmgrc.engine.stop_signal_hook import StopSignalHook
 from mmgrc.runs.checkpoint import last_good_checkpoint, read_checkpoint
-from tests.conftest import NARROW, SHAPES_CONFIG
+from tests.conftest import KEEP_ALL, NARROW, SHAPES_CONFIG
 from tests.helpers.processes import Tool
 
 EPOCHS, STEPS = 3, 4  # 8 images, 2 at a time
@@ -25,6 +25,7 @@ OPTIONS = [
     'train_dataloader.dataset.indices=8',
     'val_dataloader.dataset.indices=1',
     'train_cfg.val_interval=1',
+    KEEP_ALL,
 ]
 SEED = 'randomness.seed=5'
 
@@ -79,6 +80,7 @@ def start_again(unbroken, work_dir, *epochs):
     return work_dir
 
 
+@pytest.mark.slow
 def test_killed_run_ends_as_the_unbroken_one(unbroken, shapes, tmp_path):
     work_dir = tmp_path / 'run'
     # Anywhere in the second and third epoch; the one that fails is in the output.
@@ -96,6 +98,7 @@ def test_killed_run_ends_as_the_unbroken_one(unbroken, shapes, tmp_path):
     assert_same_end(work_dir, unbroken)
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_is_skipped_for_the_last_good_one(unbroken, shapes, tmp_path):
     work_dir = start_again(unbroken, tmp_path / 'run', 1, 2)
     cut = work_dir / 'epoch_2.pth'
@@ -109,6 +112,7 @@ def test_damaged_checkpoint_is_skipped_for_the_last_good_one(unbroken, shapes, t
     assert_same_end(work_dir, unbroken, first_step=STEPS + 1)
 
 
+@pytest.mark.slow
 def test_stop_by_signal_in_mid_epoch(unbroken, shapes, tmp_path):
     work_dir = start_again(unbroken, tmp_path / 'run', 1)
     run = train(work_dir, shapes, SEED, resume=True)
@@ -128,6 +132,7 @@ def test_stop_by_signal_in_mid_epoch(unbroken, shapes, tmp_path):
     assert_same_end(work_dir, unbroken, first_step=STEPS + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('change', 'steps', 'words'),
     [
@@ -162,6 +167,7 @@ def test_epochs_of_another_length(unbroken, shapes, tmp_path, change, steps, wor
     assert torch.load(work_dir / 'epoch_2.pth')['meta']['iter'] == STEPS + done + STEPS
 
 
+@pytest.mark.slow
 def test_worker_processes_and_a_seed_that_was_drawn(shapes, tmp_path):
     """The default loader, with persistent workers, in a run whose seed no config has."""
     options = ['randomness.seed=None', 'train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True']

@@ -1,47 +1,92 @@
-"""A `python` that runs this project's tools at once: a fork of one process which has imported MMDetection.
+"""A `python` that runs this project's tools at once: a fork of one process which has imported what the tools need.
 
-The imports take 4 seconds, most of what many short commands take. `python -m tests.helpers.forked_python SOCKET` waits
-for clients; :data:`CLIENT` is the text of the program that stands in for `python`.
+The imports of PyTorch and MMDetection take most of the time of a short command. `python -m tests.helpers.forked_python SOCKET`
+is the process that forks. :data:`CLIENT` is the text of the program that stands in for `python`. It runs `tools/*.py`
+and `-c` in a fork, which gets its standard streams, folder, environment and signals; each ends with the other. Other
+commands get the real interpreter. mmgrc itself is imported by each fork, in the order of its tool.
 """
 
+import importlib
 import json
 import multiprocessing
 import os
+import random
 import runpy
+import signal
 import socket
+import subprocess
 import sys
+import tempfile
+import threading
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 
-CLIENT = """#!{python} -IS
-import json, os, socket, sys
+from tests.helpers import quick_configs
 
-if not sys.argv[1:] or not sys.argv[1].startswith('tools/'):
+CLIENT = """#!{python} -IS
+import json, os, signal, socket, sys
+
+arguments = [argument for argument in sys.argv[1:2] if argument != '-u'] + sys.argv[2:]
+if arguments[:1] != ['-c'] and not any('tools/' in argument for argument in arguments[:1]):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect({socket!r})
-request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+request = json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode()
 server.sendall(len(request).to_bytes(4, 'big'))
 socket.send_fds(server, [b'.'], [0, 1, 2])
 server.sendall(request)
+sent = []
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, lambda number, frame: (sent.append(number), server.sendall(bytes([number]))))
 answer = server.recv(1)
+if not answer and sent:
+    signal.signal(sent[-1], signal.SIG_DFL)
+    os.kill(os.getpid(), sent[-1])
 sys.exit(answer[0] if answer else 'python: the process has died')
 """
+
+IMPORTS = [
+    *('matplotlib.pyplot', 'pycocotools.cocoeval', 'rich.progress', 'torch._dynamo', 'torch.utils.flop_counter'),
+    *('mmengine.hooks', 'mmengine.runner', 'mmengine.visualization'),
+    *('mmdet.apis', 'mmdet.datasets', 'mmdet.evaluation', 'mmdet.models', 'mmdet.testing', 'mmdet.visualization'),
+]
+
+
+def follow(connection, ended):
+    """Receive the client's signals, and die with it."""
+    while number := connection.recv(1):
+        os.kill(os.getpid(), number[0])
+    if not ended.is_set():
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run(connection):
     """Be the process that the client stands for."""
-    size = int.from_bytes(connection.recv(4), 'big')
+    import numpy as np
+
+    size = int.from_bytes(connection.recv(4, socket.MSG_WAITALL), 'big')
     for number, descriptor in enumerate(socket.recv_fds(connection, 1, 3)[1]):
         os.dup2(descriptor, number)
+        os.close(descriptor)
     arguments, folder, environment = json.loads(connection.recv(size, socket.MSG_WAITALL))
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = arguments
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A process of its own starts with random numbers of its own.
+    random.seed()
+    np.random.seed()
+    ended = threading.Event()
+    threading.Thread(target=follow, args=(connection, ended), daemon=True).start()
     code = 0
     try:
-        runpy.run_path(arguments[0], run_name='__main__')
+        if arguments[0] == '-c':
+            sys.argv = ['-c', *arguments[2:]]
+            exec(compile(arguments[1], '<string>', 'exec'), {'__name__': '__main__'})
+        else:
+            sys.argv = sys.orig_argv = arguments
+            runpy.run_path(arguments[0], run_name='__main__')
     except SystemExit as end:
         code = end.code or 0
         if isinstance(code, str):
@@ -51,22 +96,49 @@ def run(connection):
         traceback.print_exc()
         code = 1
     sys.stdout.flush()
+    ended.set()
     connection.sendall(bytes([code]))
 
 
 def serve(path):
-    import mmgrc.runs.mmdet_tools
-    import mmgrc.visualization.report
-
+    for name in IMPORTS:
+        importlib.import_module(name)
+    quick_configs.remember()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
-    print(Path(mmgrc.__file__).parent.parent, flush=True)
+    print('ready', flush=True)
     while True:
         connection, _ = listener.accept()
         # Not a bare fork: workers of a data loader end with their parent.
         multiprocessing.get_context('fork').Process(target=run, args=(connection,)).start()
         connection.close()
+
+
+@contextmanager
+def forked_python(repository, name='python'):
+    """The path of a `python` for the tools of a clone, with one thread; of that name, in a folder of its own."""
+    environment = {**os.environ, 'PYTHONPATH': str(repository), 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+    # A socket's path must be short.
+    with tempfile.TemporaryDirectory(prefix='mmgrc-') as folder:
+        path, address = Path(folder, name), str(Path(folder, 'socket'))
+        path.write_text(CLIENT.format(python=sys.executable, socket=address))
+        path.chmod(0o755)
+        with subprocess.Popen(
+            [sys.executable, '-m', __name__, address],
+            cwd=repository,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as server:
+            try:
+                assert server.stdout.readline() == 'ready\n'
+                yield path
+            finally:
+                # With what it has forked.
+                os.killpg(server.pid, signal.SIGKILL)
 
 
 if __name__ == '__main__':

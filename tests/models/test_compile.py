@@ -14,6 +14,7 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @family
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_blocks_have_no_graph_break(family, with_cp):
@@ -30,6 +31,7 @@ def test_blocks_have_no_graph_break(family, with_cp):
         assert_same(out, expected, 1e-5)
 
 
+@pytest.mark.slow
 @family
 def test_evaluation_is_one_graph(family):
     backbone = build(family, **TWO_STAGES[family])
@@ -39,6 +41,7 @@ def test_evaluation_is_one_graph(family):
     assert_same(torch.compile(backbone, fullgraph=True, backend='eager')(x), backbone(x), 1e-4)
 
 
+@pytest.mark.slow
 @family
 def test_compiled_backbone_trains_and_commits(family):
     plain, source = build(family, **TWO_STAGES[family]), build(family, **TWO_STAGES[family])

@@ -32,6 +32,7 @@ def padded(*size):
     return images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('family', 'variant'), [('pvt', 'code'), ('pvtv2', 'paper'), ('swin', 'code')])
 def test_export_at_a_fixed_size(family, variant):
     options = TWO_STAGES['swin'] if family == 'swin' else {}
@@ -73,6 +74,7 @@ def assert_same_in_onnxruntime(path, model, sizes):
 # With gradients on, PyTorch traces Swin's attention on another kernel than it lowers to ONNX.
 
 
+@pytest.mark.slow
 @family
 @torch.no_grad()
 def test_onnx_of_the_backbone_at_a_fixed_size(family, tmp_path):
@@ -81,6 +83,7 @@ def test_onnx_of_the_backbone_at_a_fixed_size(family, tmp_path):
     assert_onnx_equals(program, backbone, tmp_path / 'model.onnx', [(2, 3, 64, 96)])
 
 
+@pytest.mark.slow
 @family
 @torch.no_grad()
 def test_export_and_onnx_with_the_neck_at_any_size(family, tmp_path):
@@ -93,6 +96,7 @@ def test_export_and_onnx_with_the_neck_at_any_size(family, tmp_path):
     assert_onnx_equals(program, model, tmp_path / 'model.onnx', sizes)
 
 
+@pytest.mark.slow
 def test_as_the_page_says(tmp_path, monkeypatch):
     (code,) = re.findall(r'```python\n(.*?)```', (REPOSITORY / 'docs' / 'export.md').read_text(), re.S)
     backbone = trained('pvt', **TWO_STAGES['pvt'])

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -116,7 +115,7 @@ DetInferencer(config, sys.argv[3], device='cpu')
 """
 
 
-def test_stock_and_incomplete_checkpoints_at_inference_are_loud(tmp_path, shapes):
+def test_stock_and_incomplete_checkpoints_at_inference_are_loud(python, tmp_path, shapes):
     config = Config.fromfile(REPOSITORY / SHAPES_CONFIG)
     config.merge_from_dict(NARROW)
     config.dump(tmp_path / 'grc.py')
@@ -128,7 +127,7 @@ def test_stock_and_incomplete_checkpoints_at_inference_are_loud(tmp_path, shapes
     for name, kept in files.items():
         torch.save({'meta': {'dataset_meta': dict(config.metainfo)}, 'state_dict': kept}, tmp_path / name)
     result = subprocess.run(
-        [sys.executable, '-c', INFER, *(str(tmp_path / name) for name in ('grc.py', *files))],
+        [python, '-c', INFER, *(str(tmp_path / name) for name in ('grc.py', *files))],
         cwd=REPOSITORY,
         env={**os.environ, 'SHAPES_ROOT': str(shapes), 'CUDA_VISIBLE_DEVICES': ''},
         capture_output=True,

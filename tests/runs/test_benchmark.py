@@ -30,6 +30,7 @@ def test_attention_is_counted():
     assert counted == 2 * 2 * queries * keys * dims
 
 
+@pytest.mark.slow
 def test_memory_costs_parameters_and_flops():
     with_memory, without = compare(GRC, PLAIN, Options(size=(64, 96), runs=2, mode='train', batch=2))
     model = benchmark.build_model(Config.fromfile(GRC)).backbone
@@ -39,6 +40,7 @@ def test_memory_costs_parameters_and_flops():
     assert with_memory.peak_memory > 0
 
 
+@pytest.mark.slow
 def test_whole_detector(run_tool, tmp_path):
     config = 'configs/shapes/mask_rcnn_grc_pvtv2.py'
     for mode in ('train', 'eval'):

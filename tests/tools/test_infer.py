@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import cv2
@@ -39,12 +38,12 @@ def infer(trained, images, out):
     return [images, trained / 'mask_rcnn_grc_pvt.py', trained / 'epoch_2.pth', '--out-dir', out, '--device', 'cpu']
 
 
-def test_interrupted(run_tool, trained, shapes, tmp_path):
+def test_interrupted(python, trained, shapes, tmp_path):
     """Ctrl-C, or a batch system's end: what is done is there."""
     (tmp_path / 'images').mkdir()
     for i in range(400):
         (tmp_path / 'images' / f'{i:03}.png').symlink_to(shapes / 'val' / '000001.png')
-    command = [sys.executable, 'tools/infer.py', *map(str, infer(trained, tmp_path / 'images', tmp_path / 'out'))]
+    command = [python, 'tools/infer.py', *map(str, infer(trained, tmp_path / 'images', tmp_path / 'out'))]
     with subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

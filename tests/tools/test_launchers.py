@@ -134,10 +134,13 @@ def test_shell_is_clean():
     subprocess.run(['shellcheck', '-x', *scripts], cwd=REPOSITORY, check=True)
 
 
-def test_dead_rank_ends_the_job_which_resumes_and_tests(shapes, tmp_path):
+@pytest.mark.slow
+def test_dead_rank_ends_the_job_which_resumes_and_tests(python, shapes, tmp_path):
     """7 images on 2 ranks: their last batches are uneven, too."""
     work_dir, log = tmp_path / 'run', tmp_path / 'log'
     env = {'SHAPES_ROOT': str(shapes), 'CUDA_VISIBLE_DEVICES': '', 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
+    # What torchrun starts the ranks with.
+    env['PYTHON_EXEC'] = str(python)
     command = [SHAPES_CONFIG, '2', '--work-dir', str(work_dir), '--resume', '--cfg-options', *NARROW]
     command += ['train_dataloader.dataset.indices=7', 'train_cfg.max_epochs=3', 'train_cfg.val_interval=100']
     with log.open('w') as file:

@@ -18,6 +18,7 @@ from tests.conftest import NARROW, REPOSITORY, SHAPES_CONFIG
 PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'srun', 'sbatch')
 pytestmark = [
     pytest.mark.xdist_group('slurm'),
+    pytest.mark.slow,
     pytest.mark.skipif(
         any(shutil.which(name, path=f'{os.environ["PATH"]}:/usr/sbin') is None for name in PROGRAMS),
         reason='Slurm is not installed (Debian: apt-get install --no-install-recommends slurm-wlm munge)',
@@ -36,7 +37,7 @@ OPTIONS = [
 
 
 @pytest.fixture(scope='module')
-def slurm():
+def slurm(python):
     """The environment of a user of a Slurm that is ended with the tests."""
     # munge asks for a path that all may read, which pytest's folders are not.
     folder = Path(tempfile.mkdtemp(prefix='mmgrc-slurm-', dir='/var/tmp'))
@@ -53,7 +54,7 @@ def slurm():
             **{name: value for name, value in os.environ.items() if not name.startswith(('SLURM', 'MASTER_'))},
             'SLURM_CONF': str(folder / 'slurm.conf'),
             'PATH': path,
-            'PYTHON': sys.executable,
+            'PYTHON': str(python),
             'CUDA_VISIBLE_DEVICES': '',
             'OMP_NUM_THREADS': '1',
             # Two tasks on nodes without a GPU.
@@ -98,7 +99,8 @@ def test_requeued_job_ends_as_the_unbroken_one(slurm, four_images, tmp_path):
     """One by srun from start to end, one by sbatch that gets the signal which Slurm sends before the time limit."""
     unbroken, work_dir = tmp_path / 'srun', tmp_path / 'sbatch'
     output = run(
-        slurm,
+        # These ranks make all their imports themselves.
+        {**slurm, 'PYTHON': sys.executable},
         four_images,
         *('tools/slurm_train.sh', 'debug', 'mmgrc', SHAPES_CONFIG, unbroken, '--cfg-options', *OPTIONS),
     )

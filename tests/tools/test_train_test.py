@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import cv2
@@ -50,6 +49,7 @@ def test_evaluates_dumps_and_draws(run_tool, trained, tmp_path):
     assert min(cv2.imread(str(tmp_path / 'curves.png')).shape[:2]) > 200
 
 
+@pytest.mark.slow
 def test_test_time_augmentation_of_boxes(run_tool, trained, tmp_path):
     """MMDetection merges boxes only: the detector is tested without its masks."""
     options = ['test_evaluator.metric=bbox', 'model.roi_head.mask_head=None', 'model.roi_head.mask_roi_extractor=None']
@@ -65,13 +65,14 @@ def test_test_time_augmentation_of_boxes(run_tool, trained, tmp_path):
     assert 'coco/bbox_mAP' in result.stdout + result.stderr
 
 
-def test_killed_run_resumes(run_tool, trained, shapes, tmp_path):
+@pytest.mark.slow
+def test_killed_run_resumes(python, run_tool, trained, shapes, tmp_path):
     """A run killed in its third epoch goes on after its second, and ends as the unbroken one would."""
     work_dir = tmp_path / 'run'
     shutil.copytree(trained, work_dir)
     args = [SHAPES_CONFIG, '--work-dir', str(work_dir), '--resume', '--cfg-options', *FAST, 'train_cfg.max_epochs=3']
     process = subprocess.Popen(
-        [sys.executable, 'tools/train.py', *args],
+        [python, 'tools/train.py', *args],
         cwd=REPOSITORY,
         env={**os.environ, 'SHAPES_ROOT': str(shapes), 'CUDA_VISIBLE_DEVICES': ''},
         stdout=subprocess.PIPE,

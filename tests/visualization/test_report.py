@@ -230,6 +230,7 @@ def test_draw_predictions_of_bad_input(run_tool, report, tmp_path):
     assert 'Traceback' not in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason='no Chromium is installed (Debian: apt-get install chromium)')
 @pytest.mark.parametrize('width', [390, 1200])
 def test_fits_its_window(report, tmp_path, width):

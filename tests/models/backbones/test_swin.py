@@ -31,7 +31,7 @@ def stock_and_ours(**options):
     return stock, ours
 
 
-SIZES = [(224, 224), (32, 32), (33, 31), (112, 137), (800, 1344)]
+SIZES = [(224, 224), (32, 32), (33, 31), (112, 137), pytest.param((800, 1344), marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize('size', SIZES)

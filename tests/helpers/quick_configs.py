@@ -1,0 +1,38 @@
+"""MMEngine's configs without their repeated work.
+
+For each `mmdet::` base of a config MMEngine reloads pkg_resources and reads the 100 metafiles of MMDetection, and a run
+formats its config six times. The results are the same each time, so the tests ask for each of them once in a process.
+"""
+
+import functools
+import warnings
+
+from mmengine.config import Config, config, utils
+
+
+def once_per_text(format_code):
+    """The style is the same in each of MMEngine's calls."""
+    texts = {}
+
+    @functools.wraps(format_code)
+    def remembered(text, **style):
+        if text not in texts:
+            texts[text] = format_code(text, **style)
+        return texts[text]
+
+    return remembered
+
+
+def remember():
+    """Remember what is installed, the metafiles, and the text of each config that was formatted."""
+    if hasattr(config.FormatCode, '__wrapped__'):
+        return
+    config.FormatCode = once_per_text(config.FormatCode)
+    config.is_installed = functools.cache(config.is_installed)
+    config.get_installed_path = functools.cache(config.get_installed_path)
+    utils.load = functools.cache(utils.load)
+    # Forks of this process have these from the start.
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+        Config._get_cfg_path('mmdet::_base_/default_runtime.py', '')
+    assert Config({'key': 1}).pretty_text == 'key = 1\n'

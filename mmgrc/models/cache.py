@@ -80,7 +80,7 @@ class CacheStep:
     def __init__(self, options: GRCConfig, images: Tensor, caches: Mapping[GRC, Tensor]) -> None:
         self.options = options
         self.caches = caches
-        self.image_size = tuple(images.shape[2:])
+        self.image_size = (images.shape[2], images.shape[3])
         self.extent = valid_extent(images) if options.stages else None
         self.new_caches: list[tuple[GRC, Tensor]] = []
 
@@ -97,8 +97,9 @@ class CacheStep:
             (B, T, D).
         """
         resampling = None
-        if stage in self.options.stages:
-            resampling = make_resampling(self.extent, self.image_size, hw_shape, self.options.cache_sizes[stage])
+        if self.extent is not None and stage in self.options.stages:
+            size = self.options.cache_size(stage)
+            resampling = make_resampling(self.extent, self.image_size, hw_shape, size)
         for block in blocks:
             if not isinstance(block, CachedBlock):
                 x = block(x, hw_shape)

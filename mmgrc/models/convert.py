@@ -260,8 +260,8 @@ def _silence(layer: GRC) -> Tensor:
     """
     for last in (layer.mem_attn.proj, layer.pos_conv):
         if last is not None:
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
     return (1 - layer.lam.sigmoid()).repeat_interleave(layer.embed_dims // layer.num_heads)
 
 
@@ -274,7 +274,7 @@ def pvt_config(state: Mapping[str, Tensor]) -> dict:
     Raises:
         ValueError: It is no PVT.
     """
-    stages = []
+    stages: list[tuple[str, int]] = []
     while (patch := state.get(f'layers.{len(stages)}.0.projection.weight')) is not None:
         stages.append((f'layers.{len(stages)}.1.', patch.shape[0]))
     blocks = [
@@ -284,7 +284,7 @@ def pvt_config(state: Mapping[str, Tensor]) -> dict:
         raise ValueError(f'this is no checkpoint of a PVT. It has {", ".join(list(state)[:3]) or "nothing"} ...')
     first = [f'{prefix}{numbers[0]}.' for (prefix, _), numbers in zip(stages, blocks, strict=True)]
     dims = [dim for _, dim in stages]
-    config = {
+    config: dict = {
         'type': 'GRCPyramidVisionTransformer',
         'embed_dims': dims[0],
         'num_stages': len(stages),

@@ -145,7 +145,8 @@ class GRC(CacheBuffer):
     ) -> None:
         super().__init__()
         self.dims = dims = cache_channels(embed_dims, num_heads, cache_ratio, pos_conv)
-        self.embed_dims, self.num_heads, self.cache_size = embed_dims, num_heads, tuple(cache_size)
+        self.embed_dims, self.num_heads = embed_dims, num_heads
+        self.cache_size: tuple[int, int] = (cache_size[0], cache_size[1])
         self.variant = checked_choice('variant', variant, VARIANTS)
         self.lambda_init = default_lambda(variant) if lambda_init is None else lambda_init
 

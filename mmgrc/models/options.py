@@ -79,7 +79,9 @@ class GRCConfig:
                 f'grc.cache_sizes={sizes!r}: give {num_stages} entries, one for each stage of the backbone, each a '
                 'number of rows and columns, or a pair (rows, columns)'
             )
-        pairs = tuple((size, size) if _is_int(size) else tuple(size) if _is_sequence(size) else () for size in sizes)
+        pairs: tuple = tuple(
+            tuple(size) if isinstance(size, Sequence) else (size, size) if _is_int(size) else () for size in sizes
+        )
         if any(len(pair) != 2 or not all(_is_int(n) and n > 0 for n in pair) for pair in pairs):
             raise ValueError(
                 f'grc.cache_sizes={sizes!r}: each entry must be a whole number above 0, or a pair of such numbers'
@@ -114,10 +116,16 @@ class GRCConfig:
             start=start,
         )
 
+    def cache_size(self, stage: int) -> tuple[int, int]:
+        """Rows and columns of the cache in a stage."""
+        if self.cache_sizes is None:
+            raise ValueError('grc.cache_sizes is not set: use GRCConfig.parse, which knows the defaults')
+        return self.cache_sizes[stage]
+
     def of_stage(self, stage: int) -> dict:
         """The arguments of a :class:`~mmgrc.models.grc.GRC` layer that are options of a stage."""
         return {
-            'cache_size': self.cache_sizes[stage],
+            'cache_size': self.cache_size(stage),
             'cache_ratio': self.cache_ratio,
             'variant': self.variant,
             'lambda_init': self.lambda_init,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmdet.models.backbones import swin
 from mmengine.registry import MODELS
 from mmengine.utils import to_2tuple
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..convert import convert_swin
 from ..layers.patches import PatchEmbed, PatchMerging
@@ -62,7 +62,7 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
                 f'frozen_stages={self.frozen_stages!r}: give a whole number from -1 (nothing is frozen) to '
                 f'{len(self.stages)} (patch embedding and all stages)'
             )
-        self.patch_embed = PatchEmbed(self.patch_embed)
+        self.patch_embed: nn.Module = PatchEmbed(self.patch_embed)
         for number, stage in enumerate(self.stages):
             for index, block in enumerate(stage.blocks):
                 grc_layer = _make_layer(block.attn.w_msa, options, number) if number in options.stages else None

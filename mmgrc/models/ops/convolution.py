@@ -65,7 +65,7 @@ def convolve_patches(grid: Tensor, conv: nn.Module) -> tuple[Tensor, tuple[int, 
     if not (is_fast() and isinstance(conv, nn.Conv2d) and conv.groups == 1 and tiles(conv)):
         out = conv(grid)
         return out.flatten(2).transpose(1, 2), tuple(out.shape[2:])
-    patches, hw_shape = cut_patches(grid, conv.kernel_size)
+    patches, hw_shape = cut_patches(grid, (conv.kernel_size[0], conv.kernel_size[1]))
     return linear(patches, reorder_patch_weight(conv.weight.flatten(1), grid.shape[1]), conv.bias), hw_shape
 
 

@@ -1,16 +1,19 @@
 """A `python` that runs this project's tools at once: a fork of one process which has imported MMDetection.
 
 The imports take 4 seconds, most of what many short commands take. `python -m tests.forked_python SOCKET` waits for
-clients; :data:`CLIENT` is the text of the program that stands in for `python`.
+clients; :func:`forked_python` starts it, and writes the program that stands in for `python`.
 """
 
 import json
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
+import subprocess
 import sys
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 
 CLIENT = """#!{python} -IS
@@ -67,6 +70,30 @@ def serve(path):
         # Not a bare fork: workers of a data loader end with their parent.
         multiprocessing.get_context('fork').Process(target=run, args=(connection,)).start()
         connection.close()
+
+
+@contextmanager
+def forked_python(python, socket_path, repository, environment):
+    """Write a stand-in for `python`, which works until the end of the block.
+
+    The path of a socket must be short.
+    """
+    python.write_text(CLIENT.format(python=sys.executable, socket=str(socket_path)))
+    python.chmod(0o755)
+    with subprocess.Popen(
+        [sys.executable, '-m', 'tests.forked_python', socket_path],
+        cwd=repository,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as server:
+        try:
+            assert server.stdout.readline() == f'{repository}\n'
+            yield
+        finally:
+            # With what it has forked.
+            os.killpg(server.pid, signal.SIGKILL)
 
 
 if __name__ == '__main__':

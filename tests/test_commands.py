@@ -6,9 +6,7 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import venv
 from pathlib import Path
@@ -21,7 +19,7 @@ from mmdet.models.backbones import PyramidVisionTransformer
 
 from mmgrc.datasets import write_shapes
 from tests.conftest import REPOSITORY
-from tests.forked_python import CLIENT
+from tests.forked_python import forked_python
 from tests.models.published import original_pvt
 
 BLOCK = re.compile(r'```(\w+)\n(.*?)```', re.S)
@@ -78,6 +76,9 @@ NOT_EXECUTED = {
         '--dry-run',
         'several GPUs or machines',
         'tools/test_launchers.py::test_dead_rank_ends_the_job_which_resumes_and_tests',
+    ),
+    rf'{VARIABLES}python tools/study\.py ': Instead(
+        '--dry-run', 'trains many detectors', 'tools/test_study.py::test_runs_and_compares_what_can_be_trained'
     ),
     rf'{VARIABLES}tools/s\w+\.sh ': Instead(
         '--dry-run', 'Slurm', 'tools/test_slurm.py::test_requeued_job_ends_as_the_unbroken_one'
@@ -218,24 +219,10 @@ def clone(tmp_path_factory):
         venv.create(folder / '.venv')
         python = folder / '.venv' / 'bin' / 'python'
         python.unlink()
-        python.write_text(CLIENT.format(python=sys.executable, socket=str(folder / 'socket')))
-        python.chmod(0o755)
         # Newer than what the environment is made from.
         (folder / '.venv' / '.installed').touch()
-        with subprocess.Popen(
-            [sys.executable, '-m', 'tests.forked_python', folder / 'socket'],
-            cwd=folder,
-            env=clone.environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        ) as server:
-            try:
-                assert server.stdout.readline() == f'{folder}\n'
-                yield clone
-            finally:
-                # With what it has forked.
-                os.killpg(server.pid, signal.SIGKILL)
+        with forked_python(python, folder / 'socket', folder, clone.environment):
+            yield clone
 
 
 @pytest.mark.xdist_group('commands')

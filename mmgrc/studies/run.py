@@ -108,22 +108,17 @@ class _Schedule:
                 self._waiting.append(run)
         self.say(f'{len(self._runs)} runs, {len(self._results)} of them finished before')
         with _signals(self._on_signal), self._progress() as progress:
-            task = progress.add_task(self._study.name, runs=self._count(), left='')
-            while self._step():
-                left = self._seconds_left()
-                done = sum(result.wall_time or 0 for result in self._results.values())
-                done += sum(training.seconds for training in self._trainings())
-                progress.update(
-                    task,
-                    completed=done,
-                    total=None if left is None else done + left,
-                    runs=self._count(),
-                    left='' if left is None else f'{_duration(left / len(self._active))} left',
-                    refresh=True,
-                )
-                if self._collect():
-                    after_each()
-                time.sleep(_POLL_SECONDS)
+            task = progress.add_task(self._study.name, runs='', left='')
+            try:
+                while self._step():
+                    progress.update(task, refresh=True, **self._state())
+                    if self._collect():
+                        after_each()
+                    time.sleep(_POLL_SECONDS)
+            finally:
+                # None is left after a run to the end.
+                for training in self._trainings():
+                    training.kill()
         if self._signal is not None:
             self.say('study: stopped. The same command goes on.')
             return _EXIT_CODES.get(self._signal, 128 + self._signal)
@@ -140,8 +135,17 @@ class _Schedule:
             disable=not self._console.is_terminal,
         )
 
-    def _count(self) -> str:
-        return f'{len(self._results)}/{len(self._runs)} runs'
+    def _state(self) -> dict:
+        """What the bar shows: computing time, done and left."""
+        left = self._seconds_left()
+        done = sum(result.wall_time or 0 for result in self._results.values())
+        done += sum(training.seconds for training in self._trainings())
+        return {
+            'completed': done,
+            'total': None if left is None else done + left,
+            'runs': f'{len(self._results)}/{len(self._runs)} runs',
+            'left': '' if left is None else f'{_duration(left / len(self._active))} left',
+        }
 
     def _trainings(self) -> Iterable[Training]:
         return [training for training in self._active if training is not None]

@@ -76,7 +76,7 @@ class Run:
         # --cfg-options takes all that follows: it comes last.
         options = [f'{key}={value}' for key, value in self.arm.options.items()]
         return [
-            *(os.environ.get('PYTHON', sys.executable), '-u', str(TOOLS / 'train.py'), self.arm.config),
+            *(os.environ.get('PYTHON', sys.executable), _shortest(TOOLS / 'train.py'), self.arm.config),
             *('--work-dir', str(self.work_dir), '--resume', *extra),
             *('--cfg-options', *options, f'randomness.seed={self.seed}'),
         ]
@@ -115,6 +115,11 @@ class Study:
             for seed in self.seeds
             for arm in self.arms
         ]
+
+
+def _shortest(path: Path) -> str:
+    """Relative to the current folder where it lies below it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def read_table(path: str | Path) -> Study:

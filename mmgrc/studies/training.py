@@ -136,7 +136,7 @@ class Training:
         self._seconds_before = self._earlier_seconds()
         self._started = time.time()
         self._write_session()
-        environment = {**os.environ, **self._env, **self.run.arm.env}
+        environment = {**os.environ, 'PYTHONUNBUFFERED': '1', **self._env, **self.run.arm.env}
         command = self.run.command(*(['--launcher', 'slurm'] if self._ranks else []))
         if self._ranks:
             command = ['srun', '--kill-on-bad-exit=1', *command]

@@ -22,6 +22,7 @@ SCRIPTS = {
     'slurm_train': ['part', 'job', 'c.py', 'out dir'],
     'slurm_test': ['part', 'job', 'c.py', 'c.pth'],
     'sbatch_train': ['part', 'job', 'c.py', 'out dir'],
+    'sbatch_study': ['part', 'job', '0,1', 'out dir', 'table.yml'],
 }
 VARIABLES = re.compile(r'(GPUS|GPUS_PER_NODE|CPUS_PER_TASK|NNODES|NODE_RANK|PORT|MASTER_\w+|S(RUN|BATCH)_ARGS|PYTHON)$')
 

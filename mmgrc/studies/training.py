@@ -94,8 +94,9 @@ def _drop_unvalidated(run: Run) -> None:
     """
     logged = max((path.stat().st_mtime_ns for path in run.work_dir.glob('*/vis_data/scalars.json')), default=0)
     newest = max(run.work_dir.glob('*.pth'), key=lambda path: path.stat().st_mtime_ns, default=None)
-    # One that was saved on a signal is of the middle of an epoch.
-    if newest is not None and newest.name != CHECKPOINT_NAME and newest.stat().st_mtime_ns > logged:
+    # One that was saved on a signal is of mid-epoch. File systems count in milliseconds, so a checkpoint may
+    # be as old as the log of the step before it. A validation takes longer.
+    if newest is not None and newest.name != CHECKPOINT_NAME and newest.stat().st_mtime_ns >= logged:
         newest.unlink()
         (run.work_dir / 'last_checkpoint').unlink(missing_ok=True)
 

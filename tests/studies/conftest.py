@@ -24,7 +24,8 @@ def write_table(tmp_path):
             **entries,
         }
         path = tmp_path / 'table.yml'
-        path.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not ...}))
+        content = {key: value for key, value in content.items() if value is not ...}
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
         return path
 
     return write

@@ -1,5 +1,6 @@
 """Tables of studies: what is read, and what is refused before the first run."""
 
+import copy
 import re
 import shlex
 import textwrap
@@ -129,8 +130,9 @@ def test_tables_of_the_repository(path, monkeypatch, tmp_path):
     monkeypatch.chdir(REPOSITORY)
     study = read_table(path)
     configs = []
+    files = {arm.config: Config.fromfile(arm.config) for arm in study.arms}
     for run in study.runs(tmp_path)[: len(study.arms)]:
-        config = Config.fromfile(run.arm.config)
+        config = copy.deepcopy(files[run.arm.config])
         config.merge_from_dict(options_of(run.command()))
         configs.append(config)
     assert len({str((c.model, c.get('load_from'))) for c in configs}) == len(configs)

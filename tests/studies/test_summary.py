@@ -74,7 +74,7 @@ def test_tables_and_plot(study, write_result, tmp_path):
     table = list(csv.DictReader((tmp_path / 'out' / 'runs.csv').open()))
     assert [(row['arm'], row['seed']) for row in table] == [(a.name, str(s)) for a in study.arms for s in study.seeds]
     assert table[1]['coco/bbox_mAP'] == '0.62'
-    assert table[1]['coco/segm_mAP_best'] == '0.83'
+    assert float(table[1]['coco/segm_mAP_best']) == pytest.approx(0.83)
     assert float(table[1]['steps_per_second']) == 2
     assert (table[7]['status'], table[7]['message'], table[7]['coco/bbox_mAP']) == ('failed', 'exit code 1', '')
     assert min(cv2.imread(str(tmp_path / 'out' / 'summary.png')).shape[:2]) > 300

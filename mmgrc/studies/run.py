@@ -115,6 +115,7 @@ class _Schedule:
                     if self._collect():
                         after_each()
                     time.sleep(_POLL_SECONDS)
+                progress.update(task, refresh=True, **self._state())
             finally:
                 # None is left after a run to the end.
                 for training in self._trainings():
@@ -214,19 +215,20 @@ class _Schedule:
         """Computing time to the end, as far as it can be known: of what runs, what it says; of the rest, the mean."""
         known = [(run.arm, r.wall_time) for run, r in self._results.items() if r.status == 'finished' and r.wall_time]
         left = 0.0
-        unknown = list(self._waiting)
+        # Runs of which only the others can tell, and how long they have been at work.
+        unknown = [(run, 0.0) for run in self._waiting]
         for training in self._trainings():
             seconds = training.seconds_left()
             if seconds is None:
-                unknown.append(training.run)
+                unknown.append((training.run, training.seconds))
             else:
                 left += seconds
                 known.append((training.run.arm, training.seconds + seconds))
         if unknown and not known:
             return None
-        for run in unknown:
+        for run, done in unknown:
             times = [time for arm, time in known if arm is run.arm] or [time for _, time in known]
-            left += sum(times) / len(times)
+            left += max(sum(times) / len(times) - done, 0)
         return left
 
     def _on_signal(self, number: int) -> None:

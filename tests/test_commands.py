@@ -84,6 +84,9 @@ NOT_EXECUTED = {
         'several GPUs or machines',
         'tools/test_launchers.py::test_dead_rank_ends_the_job_which_resumes_and_tests',
     ),
+    rf'{VARIABLES}python tools/study\.py ': Instead(
+        '--dry-run', 'trains many detectors', 'tools/test_study.py::test_runs_and_compares_what_can_be_trained'
+    ),
     rf'{VARIABLES}tools/s\w+\.sh ': Instead(
         '--dry-run', 'Slurm', 'tools/test_slurm.py::test_requeued_job_ends_as_the_unbroken_one'
     ),

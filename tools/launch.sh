@@ -84,3 +84,42 @@ start_srun() {
     start srun --partition="$partition" --job-name="$name" "${RESOURCES[@]}" --kill-on-bad-exit=1 "${extra[@]}" \
         "$PYTHON" -u "$TOOLS/$tool.py" "$@" --launcher slurm
 }
+
+# start_sbatch PARTITION JOB_NAME FOLDER LOG [OPTION...] -- SCRIPT ARGUMENT...: submit a job that Slurm signals before its
+# time limit, and that may be requeued. The log goes to the folder.
+start_sbatch() {
+    local partition=$1 name=$2 folder=$3 log=$4 options=() extra
+    shift 4
+    while [[ $1 != -- ]]; do
+        options+=("$1")
+        shift
+    done
+    shift
+    whole STOP_BEFORE "${STOP_BEFORE:-300}" 1
+    slurm_resources
+    read -ra extra <<< "${SBATCH_ARGS:-}"
+    # sbatch fails without a word where the log has no folder.
+    $DRY_RUN || mkdir -p "$folder"
+    start sbatch --partition="$partition" --job-name="$name" "${RESOURCES[@]}" --requeue --open-mode=append \
+        --signal="B:USR1@${STOP_BEFORE:-300}" --output="$folder/$log" "${options[@]}" "${extra[@]}" "$@"
+}
+
+# requeue_when_stopped COMMAND...: inside a job, run it and exit as it does. It gets the signal that Slurm sends before the
+# time limit; where it ends by that, with an error, the job is put into the queue again.
+requeue_when_stopped() {
+    local code=0 stopping=false
+    "$@" &
+    # srun hands the signal on to all ranks.
+    trap 'stopping=true; kill -USR1 $!' USR1
+    wait $! || code=$?
+    # The trap ended that wait, not the command.
+    while kill -0 $! 2> /dev/null; do
+        code=0
+        wait $! || code=$?
+    done
+    if $stopping && ((code)); then
+        echo "slurm: the job is stopped before its time limit and requeued"
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    exit "$code"
+}

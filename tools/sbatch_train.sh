@@ -11,34 +11,15 @@ set -euo pipefail
 
 # The job: Slurm runs a copy of this file, so the folder of the tools is handed on.
 if [[ ${1:-} == --job ]]; then
-    folder=$2 stopping=false
+    folder=$2
     shift 2
-    srun --kill-on-bad-exit=1 "${PYTHON:-python}" -u "$folder/train.py" "$@" --launcher slurm &
-    # srun hands the signal on to all ranks.
-    trap 'stopping=true; kill -USR1 $!' USR1
-    code=0
-    wait $! || code=$?
-    # The trap ended that wait, not srun.
-    while kill -0 $! 2> /dev/null; do
-        code=0
-        wait $! || code=$?
-    done
-    if $stopping && ((code)); then
-        echo "sbatch_train: the job is stopped before its time limit and requeued"
-        scontrol requeue "$SLURM_JOB_ID"
-    fi
-    exit "$code"
+    # shellcheck source=tools/launch.sh
+    . "$folder/launch.sh"
+    requeue_when_stopped srun --kill-on-bad-exit=1 "$PYTHON" -u "$TOOLS/train.py" "$@" --launcher slurm
 fi
 
 # shellcheck source=tools/launch.sh
 . "$(dirname "$0")/launch.sh"
 parse 4 "$@"
-whole STOP_BEFORE "${STOP_BEFORE:-300}" 1
-slurm_resources
-read -ra extra <<< "${SBATCH_ARGS:-}"
-work_dir=${ARGS[3]}
-# sbatch fails without a word where the log has no folder.
-$DRY_RUN || mkdir -p "$work_dir"
-start sbatch --partition="${ARGS[0]}" --job-name="${ARGS[1]}" "${RESOURCES[@]}" --requeue --open-mode=append \
-    --signal="B:USR1@${STOP_BEFORE:-300}" --output="$work_dir/slurm-%j.out" "${extra[@]}" \
-    "$TOOLS/sbatch_train.sh" --job "$TOOLS" "${ARGS[2]}" --work-dir="$work_dir" --resume "${ARGS[@]:4}"
+start_sbatch "${ARGS[0]}" "${ARGS[1]}" "${ARGS[3]}" 'slurm-%j.out' -- \
+    "$TOOLS/sbatch_train.sh" --job "$TOOLS" "${ARGS[2]}" --work-dir="${ARGS[3]}" --resume "${ARGS[@]:4}"

@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from .hard_shapes import HardShapes
+from .outlines import CLASSES, draw_outline
+
 __all__ = ['CLASSES', 'write_shapes']
 
-CLASSES = ('circle', 'square', 'triangle')
 MIN_SIZE = 32
 """Smallest width and height of an image."""
 _MAX_OBJECTS = 4
@@ -31,7 +33,12 @@ class _Shape(NamedTuple):
 
 
 def write_shapes(
-    out: str | Path, images: int = 240, val: int = 60, size: tuple[int, int] = (160, 128), seed: int = 0
+    out: str | Path,
+    images: int = 240,
+    val: int = 60,
+    size: tuple[int, int] = (160, 128),
+    seed: int = 0,
+    hard: bool = False,
 ) -> None:
     """Write ``train/`` and ``val/`` images and their ``annotations/instances_*.json``.
 
@@ -44,6 +51,8 @@ def write_shapes(
         val: Number of validation images.
         size: Width and height of an image, in pixels.
         seed: Seed of all that is random.
+        hard: Draw :class:`~mmgrc.datasets.hard_shapes.HardShapes`: small objects known by outline and texture, among
+            distractors, with rules that persist over the data set. Classes and files are the same.
 
     Raises:
         ValueError: A number is too small.
@@ -54,6 +63,7 @@ def write_shapes(
         raise ValueError(f'size={tuple(size)}: width and height must be at least {MIN_SIZE} pixels')
     if seed < 0:
         raise ValueError(f'seed={seed}: give a whole number from 0 up')
+    draw = HardShapes(seed).draw if hard else _draw_image
     out = Path(out)
     (out / 'annotations').mkdir(parents=True, exist_ok=True)
     for split_id, (split, count) in enumerate((('train', images), ('val', val))):
@@ -62,7 +72,7 @@ def write_shapes(
         for image_id in range(1, count + 1):
             # A generator for each image: an image does not depend on how many others there are.
             rng = np.random.default_rng([seed, split_id, image_id])
-            image, shapes = _draw_image(rng, *size)
+            image, shapes = draw(rng, *size)
             name = f'{image_id:06d}.png'
             if not cv2.imwrite(str(out / split / name), image):
                 raise OSError(f'cannot write {out / split / name}')
@@ -70,7 +80,7 @@ def write_shapes(
             for label, mask in shapes:
                 annotations.append(_annotation(len(annotations) + 1, image_id, label, mask))
         content = {
-            'info': {'description': f'mmgrc shapes, {split}, seed {seed}'},
+            'info': {'description': f'mmgrc {"hard " if hard else ""}shapes, {split}, seed {seed}'},
             'images': records,
             'annotations': annotations,
             'categories': [{'id': i, 'name': name} for i, name in enumerate(CLASSES, start=1)],
@@ -133,17 +143,9 @@ def _random_shape(rng: np.random.Generator, width: int, height: int, canvas: np.
     # Small ones are more frequent than large ones, as in real images.
     radius = min(width, height) * float(np.exp(rng.uniform(np.log(0.14), np.log(0.34))))
     x, y = rng.uniform([radius / 2, radius / 2], [width - radius / 2, height - radius / 2])
-    mask = np.zeros((height, width), np.uint8)
-    if CLASSES[label] == 'circle':
-        cv2.circle(mask, (round(x), round(y)), max(round(radius), 3), 1, thickness=-1)
-    else:
-        corners = 4 if CLASSES[label] == 'square' else 3
-        # Standing on a side, give or take a tilt.
-        tilt = np.pi / 2 + np.pi / corners + rng.uniform(-0.4, 0.4)
-        angles = tilt + 2 * np.pi * np.arange(corners) / corners
-        points = np.stack([x + 1.2 * radius * np.cos(angles), y + 1.2 * radius * np.sin(angles)], axis=1)
-        cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 1)
-    mask = mask.astype(bool)
+    # Standing on a side, give or take a tilt.
+    tilt = 0.0 if CLASSES[label] == 'circle' else float(rng.uniform(-0.4, 0.4))
+    mask = draw_outline(CLASSES[label], width, height, (x, y), radius, tilt)
     under = canvas[mask].mean(axis=0)
     while True:
         # Hues lean to the class (red, green, blue) and overlap: a short training has something to begin with.

@@ -8,6 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from mmgrc.datasets import CLASSES, write_shapes
+from mmgrc.datasets.hard_shapes import HardShapes
 
 
 def digests(root):
@@ -59,3 +60,78 @@ def test_annotations_are_of_what_is_visible(tmp_path):
 def test_numbers_too_small(tmp_path, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         write_shapes(tmp_path, **{'images': 1, 'val': 1, **wrong})
+
+
+@pytest.fixture(scope='module')
+def hard(tmp_path_factory):
+    """A hard set, and of each image its pixels, the classes and the masks."""
+    root = tmp_path_factory.mktemp('hard')
+    write_shapes(root, images=60, val=5, size=(160, 128), seed=2, hard=True)
+    coco = COCO(root / 'annotations' / 'instances_train.json')
+    assert [category['name'] for category in coco.loadCats(coco.getCatIds())] == list(CLASSES)
+    images = []
+    for image in coco.loadImgs(coco.getImgIds()):
+        annotations = coco.loadAnns(coco.getAnnIds(imgIds=image['id']))
+        pixels = cv2.imread(str(root / 'train' / image['file_name']))
+        masks = np.stack([coco.annToMask(a).astype(bool) for a in annotations])
+        images.append((pixels, [a['category_id'] for a in annotations], masks))
+    return images
+
+
+def test_hard_images_are_those_of_their_seed(tmp_path):
+    for name, images, seed in (('a', 2, 5), ('b', 3, 5), ('c', 2, 6)):
+        write_shapes(tmp_path / name, images=images, val=1, size=(64, 48), seed=seed, hard=True)
+    first, more, other = (digests(tmp_path / name) for name in 'abc')
+    names = [name for name in first if name.endswith('.png')]
+    assert all(first[name] == more[name] for name in names)
+    assert all(first[name] != other[name] for name in names)
+    write_shapes(tmp_path / 'easy', images=2, val=1, size=(64, 48), seed=5)
+    assert all(first[name] != digests(tmp_path / 'easy')[name] for name in names)
+
+
+def test_hard_masks_are_of_what_is_visible(hard):
+    """Each has the two colours of a texture and nothing else: no bar, no other object."""
+    cut = 0
+    for pixels, _, masks in hard:
+        assert masks.sum(axis=0).max() == 1
+        for mask in masks:
+            values = pixels[mask].astype(np.float32)
+            criteria = (cv2.TERM_CRITERIA_MAX_ITER, 20, 0)
+            compactness, _, _ = cv2.kmeans(values, 2, None, criteria, 3, cv2.KMEANS_PP_CENTERS)
+            # The noise has a standard deviation of 8 in each of three channels.
+            assert compactness / len(values) < 3 * 8.0**2 * 1.5
+            contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            hull = np.zeros(mask.shape, np.uint8)
+            cv2.fillConvexPoly(hull, cv2.convexHull(np.concatenate(contours)), 1)
+            cut += mask.sum() < 0.85 * hull.sum()
+    objects = sum(len(masks) for _, _, masks in hard)
+    assert 0.1 * objects < cut < 0.6 * objects, 'some are occluded, most are not'
+
+
+def test_hard_objects_are_small(hard):
+    areas = np.array([mask.sum() for *_, masks in hard for mask in masks])
+    # COCO's small objects.
+    assert np.median(areas) < 32**2
+    assert areas.min() >= 20
+
+
+def test_colour_does_not_tell_hard_classes_apart(hard):
+    colours = {1: [], 2: [], 3: []}
+    for pixels, labels, masks in hard:
+        for label, mask in zip(labels, masks, strict=True):
+            colours[label].append(pixels[mask].mean(axis=0))
+    means = [np.mean(values, axis=0) for values in colours.values()]
+    errors = [np.std(values, axis=0) / np.sqrt(len(values)) for values in colours.values()]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert np.all(np.abs(means[i] - means[j]) < 4 * np.hypot(errors[i], errors[j]))
+
+
+def test_hidden_rules_are_those_of_the_seed():
+    first, again, other = HardShapes(3), HardShapes(3), HardShapes(4)
+    assert first.textures == again.textures != other.textures
+    used = [texture for textures in [*first.textures, first.foreign] for texture in textures]
+    assert len(set(used)) == len(used), 'no texture has two meanings'
+    for scenes in (first.scenes, again.scenes):
+        assert np.allclose([scene.frequencies.sum() for scene in scenes], 1)
+    assert all(np.array_equal(a.frequencies, b.frequencies) for a, b in zip(first.scenes, again.scenes, strict=True))
+    assert len({scene.patches for scene in first.scenes}) == 4

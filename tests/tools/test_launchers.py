@@ -22,6 +22,7 @@ SCRIPTS = {
     'slurm_train': ['part', 'job', 'c.py', 'out dir'],
     'slurm_test': ['part', 'job', 'c.py', 'c.pth'],
     'sbatch_train': ['part', 'job', 'c.py', 'out dir'],
+    'sbatch_study': ['part', 'job', '0,1', 'out dir', 'table.yml'],
 }
 VARIABLES = re.compile(r'(GPUS|GPUS_PER_NODE|CPUS_PER_TASK|NNODES|NODE_RANK|PORT|MASTER_\w+|S(RUN|BATCH)_ARGS|PYTHON)$')
 
@@ -103,6 +104,51 @@ def test_sbatch_asks_for_a_signal_and_resumes():
         *(script, '--job', f'{REPOSITORY}/tools', 'c.py', '--work-dir=out dir', '--resume', '--amp'),
     ]
     assert not (REPOSITORY / 'out dir').exists()
+
+
+# Stands in for what the job starts: it says how it was started, and ends on Slurm's signal as a training does.
+TASK = """#!/bin/bash
+trap 'exit 75' USR1
+echo "$(basename "$0") $*"
+[[ -z $CODE ]] || exit "$CODE"
+for _ in {1..600}; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize(
+    ('script', 'args', 'started'),
+    [
+        (
+            'sbatch_train',
+            ['c.py', '--amp'],
+            'srun --kill-on-bad-exit=1 task -u {}/train.py c.py --amp --launcher slurm',
+        ),
+        ('sbatch_study', ['out dir', 't.yml'], 'task -u {}/study.py t.yml --work-dir out dir --run 3'),
+    ],
+)
+@pytest.mark.parametrize('code', ['', '1', '0'])
+def test_job_is_requeued_after_the_signal_and_not_after_a_failure(tmp_path, script, args, started, code):
+    """The job's script by itself: what Slurm would run, with stand-ins for its commands."""
+    for name in ('srun', 'task', 'scontrol'):
+        (tmp_path / name).write_text('#!/bin/bash\necho "scontrol $*"\n' if name == 'scontrol' else TASK)
+        (tmp_path / name).chmod(0o755)
+    tools = REPOSITORY / 'tools'
+    job = subprocess.Popen(
+        [shutil.copy(tools / f'{script}.sh', tmp_path / 'slurm_script'), '--job', tools, *args],
+        env={
+            **os.environ,
+            **{'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'PYTHON': 'task', 'CODE': code},
+            **{'SLURM_JOB_ID': '7', 'SLURM_ARRAY_TASK_ID': '3'},
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert job.stdout.readline().strip() == started.format(tools)
+    if not code:
+        job.send_signal(signal.SIGUSR1)
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == int(code or 75)
+    assert ('scontrol requeue 7' in output) == (not code)
 
 
 @pytest.mark.parametrize('script', SCRIPTS)

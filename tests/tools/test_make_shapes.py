@@ -11,6 +11,10 @@ def test_writes_a_data_set(run_tool, tmp_path):
     assert len(list((tmp_path / 'out' / 'train').glob('*.png'))) == 3
     assert cv2.imread(str(tmp_path / 'out' / 'val' / '000002.png')).shape == (48, 64, 3)
 
+    run_tool('make_shapes', tmp_path / 'hard', '--hard', '--images', 1, '--val', 1, '--size', 64, 48, check=True)
+    easy, hard = (cv2.imread(str(tmp_path / name / 'train' / '000001.png')) for name in ('out', 'hard'))
+    assert (easy != hard).any()
+
 
 def test_says_what_is_wrong(run_tool, tmp_path):
     (tmp_path / 'file').write_text('')

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from mmgrc.datasets import write_shapes
 from mmgrc.engine.ranks import read_slurm_environment
@@ -135,6 +136,30 @@ def test_requeued_job_ends_as_the_unbroken_one(slurm, four_images, tmp_path):
     assert any(key.endswith('grc.cache') and value.any() for key, value in wanted['state_dict'].items())
     for key, state in wanted['optimizer']['state'].items():
         assert all(torch.equal(found['optimizer']['state'][key][name], value) for name, value in state.items())
+
+
+def test_study_is_an_array_that_goes_on_after_its_time_limit(slurm, four_images, tmp_path):
+    """Two runs of two ranks each; one gets the signal before the time limit."""
+    table, work_dir = tmp_path / 'table.yml', tmp_path / 'study'
+    content = {'config': SHAPES_CONFIG, 'cfg_options': OPTIONS[:-1], 'arms': [{'name': 'both'}], 'seeds': [2, 3]}
+    table.write_text(yaml.safe_dump(content))
+    study = [sys.executable, 'tools/study.py', table, '--work-dir', work_dir]
+    job = run(slurm, four_images, *study, '--slurm', 'debug', '--jobs', 1).split()[-1]
+    log = work_dir / 'both' / 'seed_2' / 'train.log'
+
+    def said():
+        return ''.join(path.read_text() for path in [*work_dir.glob('*.out'), log] if path.exists())
+
+    wait_for(lambda: 'Epoch(train) [2][1/2]' in said(), said)
+    run(slurm, four_images, 'scancel', '--batch', '--signal=USR1', f'{job}_0')
+    wait_for(lambda: 'the job is stopped before its time limit and requeued' in said(), said)
+    wait_for(lambda: not run(slurm, four_images, 'squeue', '-h', '-o', '%A'), said)
+    assert log.read_text().count('Distributed launcher: slurm') == 2
+    assert 'resumed epoch: ' in log.read_text()
+    output = run(slurm, four_images, *study, '--summary')
+    assert '2 of 2 runs are finished' in output
+    # Nothing is left to submit.
+    assert 'all runs are finished' in run(slurm, four_images, *study, '--slurm', 'debug')
 
 
 def test_node_lists_are_slurms(slurm, monkeypatch):

@@ -1,0 +1,8 @@
+"""Studies: trainings of several arms over several seeds, and what they say together."""
+
+from .run import run_one, run_study
+from .slurm import submit
+from .summary import write_summary
+from .table import Arm, Run, Study, read_table
+
+__all__ = ['Arm', 'Run', 'Study', 'read_table', 'run_one', 'run_study', 'submit', 'write_summary']

@@ -1,0 +1,42 @@
+"""A study as a job array of Slurm: each task does one run."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from .table import TOOLS, Study
+from .training import check_definition, read_result
+
+__all__ = ['submit']
+
+
+def submit(
+    study: Study, work_dir: str | Path, partition: str, at_once: int | None = None, dry_run: bool = False
+) -> int:
+    """Submit the runs that are not finished, by ``tools/sbatch_study.sh``.
+
+    Args:
+        study: The table.
+        work_dir: Folder of the study, which all nodes see.
+        partition: Slurm's partition.
+        at_once: How many tasks may run at once; None: as many as Slurm lets.
+        dry_run: Print the command instead.
+
+    Returns:
+        Exit code of ``sbatch``.
+
+    Raises:
+        InputError: A run's folder is of another run.
+        OSError: The launcher cannot be started.
+    """
+    runs = study.runs(work_dir)
+    for run in runs:
+        check_definition(run)
+    indices = [str(i) for i, run in enumerate(runs) if read_result(run).status != 'finished']
+    if not indices:
+        print('all runs are finished')
+        return 0
+    array = ','.join(indices) + (f'%{at_once}' if at_once else '')
+    command = [str(TOOLS / 'sbatch_study.sh'), partition, study.name, array, str(work_dir), str(study.path)]
+    return subprocess.run([*command, '--dry-run'] if dry_run else command).returncode

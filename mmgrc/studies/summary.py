@@ -1,0 +1,158 @@
+"""What the runs of a study say together: a csv file, tables in Markdown, a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mmgrc.engine.atomic_checkpoint_hook import write_atomically
+
+from .plot import plot_study
+from .statistics import LEVEL, difference, estimate
+from .table import Study
+from .training import Result, read_result
+
+__all__ = ['write_csv', 'write_summary']
+
+
+def _read(study: Study, work_dir: str | Path) -> dict[tuple[str, int], Result]:
+    """Results by arm and seed, in the order of the table."""
+    runs = {(run.arm.name, run.seed): run for run in study.runs(work_dir)}
+    return {(arm.name, seed): read_result(runs[arm.name, seed]) for arm in study.arms for seed in study.seeds}
+
+
+def write_csv(study: Study, work_dir: str | Path) -> Path:
+    """Write ``runs.csv``: a row for each run, those without a result too.
+
+    Args:
+        study: The table.
+        work_dir: Folder of the study.
+
+    Returns:
+        The file.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    best = [f'{metric}_best' for metric in study.metrics]
+    columns = ['steps_per_second', 'peak_memory_mib', 'wall_time_s', 'message']
+    writer.writerow(['arm', 'seed', 'status', *study.metrics, *best, *columns])
+    for (arm, seed), result in _read(study, work_dir).items():
+        values = [values.get(metric, '') for values in (result.final, result.best) for metric in study.metrics]
+        measured = (result.steps_per_second, result.peak_memory, result.wall_time)
+        rounded = ['' if value is None else f'{value:.4g}' for value in measured]
+        writer.writerow([arm, seed, result.status, *values, *rounded, result.message])
+    path = Path(work_dir) / 'runs.csv'
+    write_atomically(path, text.getvalue().encode())
+    return path
+
+
+def write_summary(study: Study, work_dir: str | Path) -> str | None:
+    """Write ``runs.csv``, and of finished runs the tables of ``summary.md`` and the plot ``summary.png``.
+
+    Args:
+        study: The table.
+        work_dir: Folder of the study.
+
+    Returns:
+        The text of ``summary.md``; None where no run is finished.
+    """
+    write_csv(study, work_dir)
+    results = _read(study, work_dir)
+    finished = {key: result for key, result in results.items() if result.status == 'finished'}
+    if not finished:
+        return None
+    text = '\n'.join(_lines(study, results, finished))
+    write_atomically(Path(work_dir) / 'summary.md', text.encode())
+    plot_study(study, _by_seed(study, finished, 'final'), Path(work_dir) / 'summary.png')
+    return text
+
+
+def _by_seed(
+    study: Study, finished: Mapping[tuple[str, int], Result], which: str
+) -> dict[str, dict[str, dict[int, float]]]:
+    """Values by metric, arm and seed. Arms without a finished run are left out."""
+    values: dict[str, dict[str, dict[int, float]]] = {metric: defaultdict(dict) for metric in study.metrics}
+    for (arm, seed), result in finished.items():
+        for metric in study.metrics:
+            values[metric][arm][seed] = getattr(result, which)[metric]
+    return values
+
+
+def _lines(
+    study: Study, results: Mapping[tuple[str, int], Result], finished: Mapping[tuple[str, int], Result]
+) -> Iterable[str]:
+    yield f'{study.path}: {len(finished)} of {len(results)} runs are finished.'
+    for which, title in (('final', 'Last validation'), ('best', 'Best validation')):
+        yield from ('', f'{title}: mean ± standard deviation', '')
+        yield from _table(*_metric_rows(study, _by_seed(study, finished, which)))
+    yield from ('', 'Cost of a run, mean', '')
+    yield from _table(*_cost_rows(study, finished))
+    if study.reference is not None:
+        yield ''
+        yield (
+            f'Differences to {study.reference} are paired by seed, with the {LEVEL:.0%} interval of their mean by '
+            "Student's t."
+        )
+    missing = [f'{arm}, seed {seed} ({r.status})' for (arm, seed), r in results.items() if r.status != 'finished']
+    if missing:
+        yield from ('', f'Not in the tables: {"; ".join(missing)}.')
+    yield ''
+
+
+def _metric_rows(
+    study: Study, values: Mapping[str, Mapping[str, Mapping[int, float]]]
+) -> tuple[list[str], list[list[str]]]:
+    head = ['arm', 'runs']
+    for metric in study.metrics:
+        head.append(metric.split('/')[-1])
+        if study.reference is not None:
+            head.append(f'difference to {study.reference}')
+    rows = []
+    for arm in next(iter(values.values())):
+        row = [arm, str(len(values[study.metrics[0]][arm]))]
+        for metric in study.metrics:
+            mean = estimate(list(values[metric][arm].values()))
+            row.append(_number(mean.mean, '.3f', mean.deviation))
+            if study.reference is not None:
+                row.append(_difference_text(values[metric], arm, study.reference))
+        rows.append(row)
+    return head, rows
+
+
+def _number(mean: float, form: str, spread: float) -> str:
+    return f'{mean:{form}}' + ('' if np.isnan(spread) else f' ± {spread:.3f}')
+
+
+def _difference_text(values: Mapping[str, Mapping[int, float]], arm: str, reference: str) -> str:
+    pairs = difference(values[arm], values.get(reference, {}))
+    if arm == reference or not pairs:
+        return ''
+    mean = estimate(pairs)
+    text = f'{mean.mean:+.3f}'
+    if not np.isnan(mean.half_width):
+        text += f' [{mean.mean - mean.half_width:+.3f}, {mean.mean + mean.half_width:+.3f}]'
+    # Where some runs have no partner.
+    return text if mean.count == len(values[arm]) else f'{text} of {mean.count}'
+
+
+def _cost_rows(study: Study, finished: Mapping[tuple[str, int], Result]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for arm in study.arms:
+        results = [result for (name, _), result in finished.items() if name == arm.name]
+        if results:
+            fields = ('steps_per_second', 'peak_memory', 'wall_time')
+            columns = [[v for r in results if (v := getattr(r, field)) is not None] for field in fields]
+            rows.append([arm.name, *(f'{np.mean(column):.4g}' if column else '' for column in columns)])
+    return ['arm', 'steps/s', 'peak memory, MiB', 'wall time, s'], rows
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    """A table in Markdown, with columns that are straight in a terminal too."""
+    widths = [max(3, *(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
+    for row in (head, ['-' * width for width in widths], *rows):
+        yield '| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + ' |'

@@ -1,0 +1,320 @@
+"""The table of a study: its arms and seeds, read from YAML and checked before the first run."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from mmengine.config import DictAction
+
+from mmgrc.runs.config import load_config
+from mmgrc.runs.error import InputError
+
+__all__ = ['DEFAULT_METRICS', 'TOOLS', 'Arm', 'Run', 'Study', 'read_table']
+
+TOOLS = (Path(__file__).parents[1] / '.mim' / 'tools').resolve()
+"""The folder of the tools: that of the repository in a checkout."""
+DEFAULT_METRICS = ('coco/bbox_mAP', 'coco/segm_mAP')
+_STUDY_KEYS = ('config', 'cfg_options', 'env', 'arms', 'seeds', 'reference', 'metrics', 'keep_checkpoints')
+_ARM_KEYS = ('name', 'config', 'cfg_options', 'env')
+# The name of a folder, and of a row in tables.
+_ARM_NAME = re.compile(r'\w[\w.+-]*')
+_OPTION_KEY = re.compile(r'[A-Za-z_][\w.-]*')
+_MAX_SEED = 2**32 - 1
+# As MMEngine's configs have it: {{$NAME}} or {{$NAME:default}}.
+_VARIABLE = re.compile(r'\{\{\s*\$\s*(\w+)\s*(?::([^}]*))?\}\}')
+# What the tool sets itself.
+_OWN_OPTIONS = {'randomness.seed': 'seeds', 'work_dir': '--work-dir'}
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """What is compared: a config with its options."""
+
+    name: str
+    config: str
+    options: Mapping[str, str]
+    """Entries of ``--cfg-options`` and their values, as they are typed."""
+    env: Mapping[str, str]
+    """Environment variables of its runs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One training of a study."""
+
+    arm: Arm
+    seed: int
+    work_dir: Path
+
+    def __str__(self) -> str:
+        return f'{self.arm.name}, seed {self.seed}'
+
+    @property
+    def definition(self) -> dict:
+        """What makes the run what it is: a work dir with another definition is of another run."""
+        return {
+            'config': self.arm.config,
+            'cfg_options': dict(self.arm.options),
+            'env': dict(self.arm.env),
+            'seed': self.seed,
+        }
+
+    def command(self, *extra: str) -> list[str]:
+        """The training's command line.
+
+        Args:
+            extra: Further options of ``tools/train.py``.
+        """
+        # --cfg-options takes all that follows: it comes last.
+        options = [f'{key}={value}' for key, value in self.arm.options.items()]
+        return [
+            *(os.environ.get('PYTHON', sys.executable), _shortest(TOOLS / 'train.py'), self.arm.config),
+            *('--work-dir', str(self.work_dir), '--resume', *extra),
+            *('--cfg-options', *options, f'randomness.seed={self.seed}'),
+        ]
+
+    def shell_line(self) -> str:
+        """The training's command with its variables, for a shell."""
+        variables = [f'{name}={shlex.quote(value)}' for name, value in self.arm.env.items()]
+        return ' '.join([*variables, shlex.join(self.command())])
+
+
+@dataclass(frozen=True)
+class Study:
+    """The content of a table."""
+
+    path: Path
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    reference: str | None
+    """Name of the arm that the others are compared with."""
+    metrics: tuple[str, ...]
+    keep_checkpoints: bool
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return self.path.stem
+
+    def runs(self, work_dir: str | Path) -> list[Run]:
+        """All runs: for each seed each arm, so that a study that is stopped has whole pairs.
+
+        Args:
+            work_dir: Folder of the study. A run's is ``ARM/seed_N`` in it.
+        """
+        return [
+            Run(arm, seed, Path(work_dir).absolute() / arm.name / f'seed_{seed}')
+            for seed in self.seeds
+            for arm in self.arms
+        ]
+
+
+def _shortest(path: Path) -> str:
+    """Relative to the current folder where it lies below it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def read_table(path: str | Path) -> Study:
+    """Read and check a table; docs/study.md describes its entries.
+
+    Args:
+        path: A YAML file. In its texts ``{{$NAME}}`` and ``{{$NAME:default}}`` stand for environment variables.
+
+    Raises:
+        InputError: It cannot be read, or something in it is wrong.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f'the table {path} cannot be read: {error.strerror}') from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f'the table {path} is no YAML: {error}') from error
+    try:
+        study = _parse(path, content)
+    except InputError as error:
+        raise InputError(f'the table {path}: {error}') from error
+    for arm in study.arms:
+        try:
+            load_config(arm.config, _parsed(arm.options))
+        except InputError as error:
+            raise InputError(f'the table {path}: arm {arm.name}: {error}') from error
+    return study
+
+
+def _parse(path: Path, content: object) -> Study:
+    if not isinstance(content, dict):
+        raise InputError(f'it has no entries. It takes: {", ".join(_STUDY_KEYS)}')
+    _check_keys(content, _STUDY_KEYS, '')
+    entries = content.get('arms')
+    if not isinstance(entries, list) or not entries:
+        raise InputError('arms: give a list of arms, each with a name')
+    common_options = _read_options(content.get('cfg_options'), 'cfg_options')
+    common_env = _read_env(content.get('env'), 'env')
+    arms = tuple(_read_arm(entry, i, content, common_options, common_env) for i, entry in enumerate(entries, start=1))
+    names = [arm.name for arm in arms]
+    # Where capitals mean nothing, two such names are one folder.
+    if twice := _repeated(name.lower() for name in names):
+        raise InputError(f'arms: two are called {twice!r}; each needs a name of its own')
+    reference = content.get('reference')
+    if reference is not None and reference not in names:
+        raise InputError(f'reference={reference!r} is none of the arms: {", ".join(names)}')
+    metrics = content.get('metrics', list(DEFAULT_METRICS))
+    if not isinstance(metrics, list) or not metrics or not all(isinstance(m, str) and m for m in metrics):
+        raise InputError(f'metrics={metrics!r}: give a list of names, such as {list(DEFAULT_METRICS)}')
+    if twice := _repeated(metrics):
+        raise InputError(f'metrics: {twice} stands there twice')
+    keep = content.get('keep_checkpoints', False)
+    if not isinstance(keep, bool):
+        raise InputError(f'keep_checkpoints={keep!r}: give true or false')
+    return Study(path, arms, _read_seeds(content.get('seeds')), reference, tuple(metrics), keep)
+
+
+def _check_keys(entry: Mapping, allowed: Iterable[str], where: str) -> None:
+    for key in entry:
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            meant = f'Did you mean {near[0]}?' if near else f'It takes: {", ".join(allowed)}.'
+            raise InputError(f'{where}{key}: there is no such entry. {meant}')
+
+
+def _repeated(values: Iterable) -> object:
+    """The first value that was there before; None where there is none."""
+    seen = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None
+
+
+def _read_seeds(seeds: object) -> tuple[int, ...]:
+    if (
+        not isinstance(seeds, list)
+        or not seeds
+        or not all(type(seed) is int and 0 <= seed <= _MAX_SEED for seed in seeds)
+    ):
+        raise InputError(f'seeds={seeds!r}: give a list of whole numbers from 0 to {_MAX_SEED}, such as [0, 1, 2]')
+    if (twice := _repeated(seeds)) is not None:
+        raise InputError(f'seeds: {twice} stands there twice')
+    return tuple(seeds)
+
+
+def _read_arm(entry: object, number: int, content: Mapping, options: Mapping[str, str], env: Mapping[str, str]) -> Arm:
+    if not isinstance(entry, dict):
+        raise InputError(f'arm {number}: {entry!r}: give its entries: {", ".join(_ARM_KEYS)}')
+    name = entry.get('name')
+    if not isinstance(name, str) or not _ARM_NAME.fullmatch(name):
+        raise InputError(
+            f'arm {number}: name={name!r}: give a name of letters, digits and _ . + -, for it is a folder, too'
+        )
+    _check_keys(entry, _ARM_KEYS, f'arm {name}: ')
+    config = entry.get('config', content.get('config'))
+    if not isinstance(config, str):
+        raise InputError(f'arm {name}: config={config!r}: name a config, here or for all arms')
+    return Arm(
+        name,
+        _expand(config, f'arm {name}: config'),
+        {**options, **_read_options(entry.get('cfg_options'), f'arm {name}: cfg_options')},
+        {**env, **_read_env(entry.get('env'), f'arm {name}: env')},
+    )
+
+
+def _expand(text: str, where: str) -> str:
+    """Put environment variables in.
+
+    Raises:
+        InputError: One is not set and has no default.
+    """
+
+    def value(match: re.Match) -> str:
+        name, default = match.groups()
+        found = os.environ.get(name, default)
+        if found is None:
+            raise InputError(f'{where}: the environment variable {name} is not set: put {name}=... before the command')
+        return found
+
+    return _VARIABLE.sub(value, text)
+
+
+def _read_env(entry: object, where: str) -> dict[str, str]:
+    entry = {} if entry is None else entry
+    if not isinstance(entry, dict):
+        raise InputError(f'{where}={entry!r}: give NAME: value')
+    for name, value in entry.items():
+        if not re.fullmatch(r'[A-Za-z_]\w*', str(name)) or type(value) not in (str, int, float):
+            raise InputError(f'{where}: {name}: {value!r}: give the name of a variable, and a text or a number')
+    return {name: _expand(str(value), f'{where}.{name}') for name, value in entry.items()}
+
+
+def _read_options(entry: object, where: str) -> dict[str, str]:
+    """Options as they are typed, from a list of ``key=value`` or from a mapping, which may be nested."""
+    if entry is None:
+        return {}
+    if isinstance(entry, list):
+        for option in entry:
+            if not isinstance(option, str) or '=' not in option:
+                raise InputError(f'{where}: {option!r}: give KEY=VALUE, as for --cfg-options')
+        pairs = [tuple(option.split('=', 1)) for option in entry]
+        if twice := _repeated(key for key, _ in pairs):
+            raise InputError(f'{where}: {twice} stands there twice')
+        options = dict(pairs)
+    elif isinstance(entry, dict):
+        options = dict(_flatten(entry, ''))
+    else:
+        raise InputError(f'{where}={entry!r}: give a list of KEY=VALUE, or KEY: value')
+    for key, value in options.items():
+        if not _OPTION_KEY.fullmatch(key):
+            raise InputError(f'{where}: {key!r} is no entry of a config: write it as train_cfg.max_epochs')
+        if key in _OWN_OPTIONS:
+            raise InputError(f'{where}: {key} is set by the tool: use {_OWN_OPTIONS[key]}')
+        if isinstance(value, str):
+            options[key] = value = _expand(value, f'{where}: {key}')
+        _check_option(key, value, where)
+    return {key: value if isinstance(value, str) else _typed(value) for key, value in options.items()}
+
+
+def _flatten(entry: Mapping, prefix: str) -> Iterable[tuple[str, object]]:
+    for key, value in entry.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value
+
+
+def _typed(value: object) -> str:
+    """A value as one types it behind ``--cfg-options``."""
+    if isinstance(value, list):
+        return '[' + ','.join(_typed(v) for v in value) + ']'
+    return str(value)
+
+
+def _check_option(key: str, value: object, where: str) -> None:
+    """Raise where MMEngine would not read from the command line what the table means."""
+    text = value if isinstance(value, str) else _typed(value)
+    try:
+        parsed = _parsed({key: text})[key]
+    except (AssertionError, argparse.ArgumentError, IndexError, ValueError) as error:
+        raise InputError(f'{where}: {key}={text}: --cfg-options cannot read it: {error}') from error
+    # A text may stand for something else, as '1e-4' or '(1,2)' do. One that stays a text must be the same.
+    if parsed != value and (not isinstance(value, str) or isinstance(parsed, str)):
+        raise InputError(
+            f'{where}: {key}: --cfg-options would read {text!r} as {parsed!r}; set it in a config of your own'
+        )
+
+
+def _parsed(options: Mapping[str, str]) -> dict:
+    """What ``--cfg-options`` makes of them."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    typed = [f'{key}={value}' for key, value in options.items()]
+    return parser.parse_args(['--cfg-options', *typed] if typed else []).cfg_options

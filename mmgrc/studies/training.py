@@ -1,0 +1,260 @@
+"""One training of a study: its process, and what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import math
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from mmgrc.engine.atomic_checkpoint_hook import write_atomically
+from mmgrc.engine.stop_signal_hook import CHECKPOINT_NAME
+from mmgrc.runs.error import InputError
+from mmgrc.visualization.curves import read_scalars
+
+from .table import Run
+
+__all__ = ['LOG', 'Result', 'Training', 'check_definition', 'drop_checkpoints', 'read_result']
+
+LOG = 'train.log'
+"""What a training printed, those before each resumption too."""
+_DEFINITION, _RESULT, _LOCK = 'run.json', 'result.json', '.lock'
+_ETA = re.compile(r'eta: (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)')
+_TAIL_BYTES = 8192
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run."""
+
+    status: str
+    """``'finished'`` or ``'failed'``; of a run without a result ``'unfinished'``."""
+    final: Mapping[str, float] = field(default_factory=dict)
+    """The metrics of the last validation."""
+    best: Mapping[str, float] = field(default_factory=dict)
+    """The best value of each metric in any validation."""
+    steps_per_second: float | None = None
+    """From the median time of a step, validations not counted."""
+    peak_memory: float | None = None
+    """In MiB: the GPU memory that MMEngine logged; on a CPU the resident memory of the process."""
+    wall_time: float | None = None
+    """Seconds, with start and validations, of all its sessions."""
+    message: str = ''
+    """Why it failed."""
+
+
+def read_result(run: Run) -> Result:
+    """The result of a run, as far as there is one."""
+    try:
+        return Result(**json.loads((run.work_dir / _RESULT).read_text()))
+    except FileNotFoundError:
+        return Result('unfinished')
+
+
+def check_definition(run: Run) -> None:
+    """Check that the work dir is not of another run.
+
+    Raises:
+        InputError: What lies there was made with another config, options or variables.
+    """
+    try:
+        found = json.loads((run.work_dir / _DEFINITION).read_text())['definition']
+    except FileNotFoundError:
+        return
+    for name, wanted in run.definition.items():
+        if found.get(name) != wanted:
+            raise InputError(
+                f'{run.work_dir} was made with {name}={found.get(name)!r}, and the table says {wanted!r}: remove that '
+                'folder, or give another with --work-dir'
+            )
+
+
+def drop_checkpoints(run: Run) -> None:
+    """Remove the checkpoints of a run."""
+    for path in [*run.work_dir.glob('*.pth'), run.work_dir / 'last_checkpoint']:
+        path.unlink(missing_ok=True)
+
+
+def _drop_unvalidated(run: Run) -> None:
+    """Remove the newest checkpoint where the run was killed before the validation that follows it.
+
+    A resumed training does not make up for that validation. Nothing is logged between the two, so the log is then older
+    than the checkpoint. The training goes on from the checkpoint before and repeats the steps.
+    """
+    logged = max((path.stat().st_mtime_ns for path in run.work_dir.glob('*/vis_data/scalars.json')), default=0)
+    newest = max(run.work_dir.glob('*.pth'), key=lambda path: path.stat().st_mtime_ns, default=None)
+    # One that was saved on a signal is of mid-epoch. File systems count in milliseconds, so a checkpoint may
+    # be as old as the log of the step before it. A validation takes longer.
+    if newest is not None and newest.name != CHECKPOINT_NAME and newest.stat().st_mtime_ns >= logged:
+        newest.unlink()
+        (run.work_dir / 'last_checkpoint').unlink(missing_ok=True)
+
+
+class Training:
+    """The process of a run, from its start to its result.
+
+    A kill at any moment leaves a run that a later one goes on with: result and definition are written at once or not at
+    all, and the checkpoints are as safe. While the process or its starter lives, the run is locked.
+
+    Args:
+        run: What to train.
+        env: Environment variables, where the run's own do not set them.
+        ranks: Start it by ``srun``, as the tasks of a Slurm job.
+
+    Raises:
+        BlockingIOError: Another process is at this run.
+        InputError: The work dir is of another run.
+        OSError: The work dir cannot be written.
+    """
+
+    def __init__(self, run: Run, env: Mapping[str, str], ranks: bool = False) -> None:
+        self.run = run
+        self.log = run.work_dir / LOG
+        self._env, self._ranks = env, ranks
+        run.work_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(run.work_dir / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            check_definition(run)
+            _drop_unvalidated(run)
+            self._start()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _start(self) -> None:
+        self._seconds_before = self._earlier_seconds()
+        self._started = time.time()
+        self._write_session()
+        environment = {**os.environ, 'PYTHONUNBUFFERED': '1', **self._env, **self.run.arm.env}
+        command = self.run.command(*(['--launcher', 'slurm'] if self._ranks else []))
+        if self._ranks:
+            command = ['srun', '--kill-on-bad-exit=1', *command]
+        with self.log.open('ab') as log:
+            log.write(f'$ {self.run.shell_line()}\n'.encode())
+            log.flush()
+            # In a session of its own: Ctrl-C reaches the tool alone, which ends its trainings in order.
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[self._lock],
+                preexec_fn=_die_with_parent if sys.platform == 'linux' else None,
+            )
+
+    def _earlier_seconds(self) -> float:
+        """How long the sessions before took; one that was killed, until it last wrote to its log."""
+        try:
+            session = json.loads((self.run.work_dir / _DEFINITION).read_text())
+        except FileNotFoundError:
+            return 0.0
+        if session['started'] is None:
+            return session['seconds']
+        with contextlib.suppress(FileNotFoundError):
+            return session['seconds'] + max(self.log.stat().st_mtime - session['started'], 0.0)
+        return session['seconds']
+
+    def _write_session(self) -> None:
+        content = {'definition': self.run.definition, 'seconds': self._seconds_before, 'started': self._started}
+        write_atomically(self.run.work_dir / _DEFINITION, json.dumps(content, indent=2).encode())
+
+    def seconds_left(self) -> float | None:
+        """What the training itself last said of the time to its end; None before it did."""
+        with self.log.open('rb') as file:
+            file.seek(max(self.log.stat().st_size - _TAIL_BYTES, 0))
+            tail = file.read().decode(errors='replace')
+        # Of this session: the line with the command is its first.
+        said = _ETA.findall(tail.rsplit('\n$ ', 1)[-1])
+        if not said:
+            return None
+        days, hours, minutes, seconds = (int(part or 0) for part in said[-1])
+        return 86400 * days + 3600 * hours + 60 * minutes + seconds
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run, with the sessions before."""
+        return self._seconds_before + time.time() - self._started
+
+    def stop(self) -> None:
+        """Ask it to save a checkpoint after the current iteration and to end."""
+        # To the one process: those that load data would die of it.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, signal.SIGUSR1)
+
+    def kill(self) -> None:
+        """End it and all that it started, at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def poll(self, metrics: Sequence[str], stopping: bool = False) -> Result | None:
+        """Look whether it has ended, and write what came of it.
+
+        Args:
+            metrics: Names of the metrics to read from its validations.
+            stopping: It was asked to end: then a bad end is no failure.
+
+        Returns:
+            None while it runs; ``'unfinished'`` where it was stopped.
+        """
+        pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
+        if not pid:
+            return None
+        code = self._process.returncode = os.waitstatus_to_exitcode(status)
+        # Its loaders' processes, where it was killed.
+        self.kill()
+        self._seconds_before, self._started = self.seconds, None
+        self._write_session()
+        if stopping and code:
+            return self._close(Result('unfinished'))
+        if code:
+            return self._close(self._failed(f'exit code {code}'))
+        return self._close(self._collect(metrics, None if self._ranks else usage.ru_maxrss / 1024))
+
+    def _close(self, result: Result) -> Result:
+        if result.status != 'unfinished':
+            write_atomically(self.run.work_dir / _RESULT, json.dumps(asdict(result), indent=2).encode())
+        os.close(self._lock)
+        return result
+
+    def _failed(self, message: str) -> Result:
+        return Result('failed', wall_time=self._seconds_before, message=message)
+
+    def _collect(self, metrics: Sequence[str], resident: float | None) -> Result:
+        try:
+            training, validation = read_scalars(self.run.work_dir)
+        except FileNotFoundError as error:
+            return self._failed(str(error))
+        records = [validation[key] for key in sorted(validation)]
+        for metric in metrics:
+            if not records or not math.isfinite(records[-1].get(metric, math.nan)):
+                found = sorted(key for key in (records[-1] if records else {}) if '/' in key)
+                return self._failed(f'its last validation has no {metric}; it has: {", ".join(found) or "nothing"}')
+        memory = [record['memory'] for record in training.values() if record.get('memory')]
+        times = [record['time'] for record in training.values() if record.get('time')]
+        return Result(
+            status='finished',
+            final={metric: records[-1][metric] for metric in metrics},
+            best={metric: max(r[metric] for r in records if metric in r) for metric in metrics},
+            steps_per_second=1 / statistics.median(times) if times else None,
+            peak_memory=max(memory) if memory else resident,
+            wall_time=self._seconds_before,
+        )
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process where its parent is killed, for nobody would be left to do so."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

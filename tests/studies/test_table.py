@@ -1,0 +1,155 @@
+"""Tables of studies: what is read, and what is refused before the first run."""
+
+import copy
+import re
+import shlex
+import textwrap
+
+import pytest
+from mmengine.config import Config, DictAction
+
+from mmgrc.runs.error import InputError
+from mmgrc.studies import read_table
+from mmgrc.studies.table import DEFAULT_METRICS
+from tests.conftest import REPOSITORY
+
+
+def options_of(command):
+    """What `tools/train.py` makes of the command's options."""
+    typed = command[command.index('--cfg-options') + 1 :]
+    return {key: DictAction._parse_iterable(value) for key, value in (option.split('=', 1) for option in typed)}
+
+
+def test_arms_have_what_is_common_and_their_own(write_table, monkeypatch, tmp_path):
+    monkeypatch.setenv('SECOND', '/data/second')
+    arms = [
+        {'name': 'a'},
+        {
+            'name': 'b.2',
+            'config': 'mmgrc::shapes/baselines/mask_rcnn_pvt.py',
+            'cfg_options': {'optim_wrapper': {'optimizer.lr': 0.001}, 'load_from': '{{$SECOND}}/{{$NAME:x.pth}}'},
+            'env': {'SHAPES_ROOT': '{{ $SECOND }}', 'OMP_NUM_THREADS': 2},
+        },
+    ]
+    common = ['optim_wrapper.optimizer.lr=1e-4', 'model.backbone.grc.stages=(1, 2)', 'load_from=None']
+    path = write_table(arms=arms, cfg_options=common, env={'A_B': 1}, reference=..., metrics=['coco/bbox_mAP'])
+    study = read_table(path)
+    assert study.name == 'table'
+    assert study.reference is None
+    assert study.metrics == ('coco/bbox_mAP',)
+    assert not study.keep_checkpoints
+
+    runs = study.runs(tmp_path / 'out')
+    assert [str(run) for run in runs] == ['a, seed 0', 'b.2, seed 0', 'a, seed 1', 'b.2, seed 1']
+    first, second, *_, last = runs
+    assert last.work_dir == tmp_path / 'out' / 'b.2' / 'seed_1'
+    assert options_of(first.command()) == {
+        'optim_wrapper.optimizer.lr': 1e-4,
+        'model.backbone.grc.stages': (1, 2),
+        'load_from': None,
+        'randomness.seed': 0,
+    }
+    assert options_of(second.command())['optim_wrapper.optimizer.lr'] == 1e-3
+    assert options_of(second.command())['load_from'] == '/data/second/x.pth'
+    assert first.arm.env == {'A_B': '1'}
+    assert second.arm.env == {'A_B': '1', 'SHAPES_ROOT': '/data/second', 'OMP_NUM_THREADS': '2'}
+    words = shlex.split(last.shell_line())
+    assert words[:3] == ['A_B=1', 'SHAPES_ROOT=/data/second', 'OMP_NUM_THREADS=2']
+    assert words[3:] == last.command()
+    assert '--resume' in words
+
+
+def test_options_reach_the_training_as_they_are(write_table, tmp_path):
+    values = [[1, 2], [[1, 2], [3]], True, False, None, 3, -0.5, 1e-7, [], 'text', ['a', 'b'], [True, None]]
+    arms = [{'name': 'a', 'cfg_options': {'model': {'backbone': {f'x{i}': v for i, v in enumerate(values)}}}}]
+    (run, *_) = read_table(write_table(arms=arms, reference=...)).runs(tmp_path)
+    options = options_of(run.command())
+    assert [options[f'model.backbone.x{i}'] for i in range(len(values))] == values
+
+
+@pytest.mark.parametrize(
+    ('entries', 'words'),
+    [
+        ({'seed': [0]}, 'seed: there is no such entry. Did you mean seeds?'),
+        ({'cheese': 1}, 'cheese: there is no such entry. It takes: config, cfg_options, env, arms, seeds'),
+        ({'arms': []}, 'arms: give a list of arms'),
+        ({'arms': ['plain']}, "arm 1: 'plain': give its entries"),
+        ({'arms': [{'name': 'a/b'}]}, "arm 1: name='a/b': give a name of letters"),
+        ({'arms': [{'name': 'plain'}, {'name': 'both', 'option': []}]}, 'arm both: option: there is no such entry'),
+        ({'arms': [{'name': 'plain'}, {'name': 'Plain'}]}, "arms: two are called 'plain'"),
+        ({'reference': 'stock'}, "reference='stock' is none of the arms: plain, both"),
+        ({'config': ...}, 'arm plain: config=None: name a config'),
+        (
+            {'config': 'configs/shapes/mask_rcnn_grc_pvd.py'},
+            r'Did you mean one of these\? configs/shapes/mask_rcnn_grc',
+        ),
+        ({'config': 'mmgrc::nothing.py'}, 'arm plain: mmgrc has no config'),
+        ({'seeds': ...}, 'seeds=None: give a list of whole numbers from 0'),
+        ({'seeds': 5}, 'seeds=5: give a list'),
+        ({'seeds': [0, -1]}, r'seeds=\[0, -1\]: give a list'),
+        ({'seeds': [True]}, r'seeds=\[True\]: give a list'),
+        ({'seeds': [2**32]}, 'seeds='),
+        ({'seeds': [0, 1, 0]}, 'seeds: 0 stands there twice'),
+        ({'metrics': 'coco/bbox_mAP'}, "metrics='coco/bbox_mAP': give a list"),
+        ({'metrics': ['a/b', 'a/b']}, 'metrics: a/b stands there twice'),
+        ({'keep_checkpoints': 'yes'}, "keep_checkpoints='yes': give true or false"),
+        ({'cfg_options': 3}, 'cfg_options=3: give a list of KEY=VALUE'),
+        ({'cfg_options': ['train_cfg']}, "cfg_options: 'train_cfg': give KEY=VALUE"),
+        ({'cfg_options': ['a.b=1', 'a.b=2']}, 'cfg_options: a.b stands there twice'),
+        ({'cfg_options': ['a.b=[1,(2]']}, 'cfg_options: a.b=.*Imbalanced brackets'),
+        ({'cfg_options': {'a': ['x y']}}, 'would read .* set it in a config of your own'),
+        ({'cfg_options': {'--a': 1}}, "'--a' is no entry of a config"),
+        ({'cfg_options': {'randomness': {'seed': 1}}}, 'randomness.seed is set by the tool: use seeds'),
+        ({'cfg_options': ['work_dir=x']}, 'work_dir is set by the tool: use --work-dir'),
+        ({'cfg_options': {'load_from': '{{$NOT_SET_AT_ALL}}'}}, 'the environment variable NOT_SET_AT_ALL is not set'),
+        ({'cfg_options': {'model.backbone.type.x': 1}}, 'arm plain: the config .* cannot be read'),
+        ({'env': ['A=1']}, 'env=.*: give NAME: value'),
+        ({'env': {'A-B': 1}}, 'env: A-B: 1: give the name of a variable'),
+        ({'env': {'A': True}}, 'env: A: True: give the name of a variable'),
+    ],
+)
+def test_bad_tables(write_table, entries, words):
+    path = write_table(**entries)
+    with pytest.raises(InputError, match=words) as error:
+        read_table(path)
+    assert str(error.value).startswith(f'the table {path}: ')
+
+
+@pytest.mark.parametrize(('text', 'words'), [('a: [', 'is no YAML'), ('', 'it has no entries'), ('- 1', 'no entries')])
+def test_files_that_are_no_tables(tmp_path, text, words):
+    (tmp_path / 'table.yml').write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_table(tmp_path / 'table.yml')
+    with pytest.raises(InputError, match='cannot be read: No such file'):
+        read_table(tmp_path / 'other.yml')
+
+
+@pytest.mark.parametrize('path', sorted((REPOSITORY / 'studies').glob('*.yml')), ids=lambda path: path.stem)
+def test_tables_of_the_repository(path, monkeypatch, tmp_path):
+    """They can be read, each arm differs from the others, and all arms of a table train for as many steps."""
+    monkeypatch.chdir(REPOSITORY)
+    study = read_table(path)
+    configs = []
+    files = {arm.config: Config.fromfile(arm.config) for arm in study.arms}
+    for run in study.runs(tmp_path)[: len(study.arms)]:
+        config = copy.deepcopy(files[run.arm.config])
+        config.merge_from_dict(options_of(run.command()))
+        configs.append(config)
+    assert len({str((c.model, c.get('load_from'))) for c in configs}) == len(configs)
+    if study.reference is not None:
+        for key in ('train_cfg', 'param_scheduler', 'optim_wrapper'):
+            assert len({str(config[key]) for config in configs}) == 1, key
+        batches = {config.train_dataloader.batch_size for config in configs}
+        assert len(batches) == 1
+
+
+def test_table_of_the_page(monkeypatch, tmp_path):
+    """The example of docs/study.md."""
+    text = (REPOSITORY / 'docs' / 'study.md').read_text().split('## Write a table')[1]
+    (tmp_path / 'table.yml').write_text(textwrap.dedent(''.join(re.findall(r'^ {4}.*\n', text, re.M))))
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.delenv('SHAPES_ROOT', raising=False)
+    study = read_table(tmp_path / 'table.yml')
+    assert [arm.name for arm in study.arms] == ['plain', 'memory', 'both']
+    assert (study.metrics, study.keep_checkpoints) == (DEFAULT_METRICS, False)
+    assert study.arms[1].env == {'SHAPES_ROOT': 'data/shapes_hard', 'OMP_NUM_THREADS': '1'}

@@ -1,0 +1,56 @@
+"""Train a table of arms over several seeds, and compare them: docs/study.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmgrc.runs.error import InputError
+from mmgrc.studies import read_table, run_one, run_study, submit, write_summary
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text}: give a whole number from 1 up')
+    return int(text)
+
+
+def main() -> int | str | None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('table', metavar='TABLE', help='YAML file of arms and seeds')
+    parser.add_argument('--work-dir', metavar='DIR', help='folder of the study (default: work_dirs/studies/TABLE)')
+    parser.add_argument('--jobs', type=_whole, metavar='N', help='runs at once (default: 1, or one on each of --gpus)')
+    parser.add_argument('--gpus', metavar='IDS', help='GPUs for the jobs, such as 0,1,2,3 (default: as the runs find)')
+    parser.add_argument('--threads', type=_whole, metavar='N', help='CPU threads of a run (default: cores / jobs)')
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument('--slurm', metavar='PARTITION', help='submit the unfinished runs as a job array, --jobs at once')
+    mode.add_argument('--run', type=int, metavar='INDEX', help='do the run of this place, counted from 0, alone')
+    mode.add_argument('--summary', action='store_true', help='only write the tables of what is finished')
+    parser.add_argument('--dry-run', action='store_true', help='print the commands')
+    args = parser.parse_args()
+    gpus = args.gpus.split(',') if args.gpus else []
+    try:
+        study = read_table(args.table)
+        work_dir = Path(args.work_dir or Path('work_dirs', 'studies', study.name)).absolute()
+        if args.slurm:
+            return submit(study, work_dir, args.slurm, args.jobs, args.dry_run)
+        runs = study.runs(work_dir)
+        if args.run is not None and not 0 <= args.run < len(runs):
+            return f'study: --run {args.run}: the table has the runs 0 to {len(runs) - 1}'
+        if args.dry_run:
+            for run in runs if args.run is None else [runs[args.run]]:
+                print(run.shell_line())
+            return None
+        if args.summary:
+            print(write_summary(study, work_dir) or 'no run is finished')
+            return None
+        if args.run is not None:
+            return run_one(study, work_dir, args.run, args.threads or 0)
+        return run_study(study, work_dir, args.jobs or max(1, len(gpus)), args.threads or 0, gpus)
+    except (InputError, OSError) as error:
+        return f'study: {error}'
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -211,7 +211,7 @@ def test_weights_of_a_deeper_backbone_are_a_warning(config, tmp_path, monkeypatc
     build_model(config).backbone.init_weights()
     (message, level), *_ = said
     assert level == 30
-    assert 'Unused blocks, as layers.0.1.2.' in message
+    assert 'Unused blocks, such as layers.0.1.2.' in message
 
 
 def test_detector_weights_of_another_detector(config, tmp_path):

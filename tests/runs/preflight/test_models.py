@@ -53,10 +53,10 @@ def test_checkpoint_of_other_classes(config, checkpoint, said):
 def test_explicit_checkpoint_that_is_damaged(config, checkpoint, tmp_path):
     assert check_resume(config, str(checkpoint), str(tmp_path)) == str(checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
-    with pytest.raises(InputError, match=r'epoch_1.pth cannot be read: .*cut short, or is damaged'):
+    with pytest.raises(InputError, match=r'epoch_1.pth cannot be read: .*is truncated or damaged'):
         check_resume(config, str(checkpoint), str(tmp_path))
     # And where it is the only one of the work dir.
-    with pytest.raises(InputError, match=r'no checkpoint in .* can be read. .*Remove them to start afresh'):
+    with pytest.raises(InputError, match=r'no checkpoint in .* can be read. .*Remove them to start again'):
         check_resume(config, 'auto', str(tmp_path))
     checkpoint.unlink()
     assert check_resume(config, 'auto', str(tmp_path)) == 'auto'

@@ -1,4 +1,4 @@
-# `make demo` and `make test` work on a fresh machine with Python and a C++ compiler; `make help` lists the targets.
+# `make demo` and `make test` work on any machine with Python and a C++ compiler. `make help` lists the targets.
 SHELL := /bin/bash
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -8,7 +8,7 @@ CONFIG := configs/shapes/mask_rcnn_grc_pvt.py
 SHAPES := data/shapes
 DEMO := work_dirs/demo
 CHECKPOINT := $(DEMO)/epoch_5.pth
-# make demo OPTIONS='KEY=VALUE ...': what else --cfg-options says.
+# make demo OPTIONS='KEY=VALUE ...': more entries for --cfg-options.
 OPTIONS ?=
 CFG_OPTIONS := $(if $(OPTIONS),--cfg-options $(OPTIONS))
 
@@ -16,20 +16,20 @@ CFG_OPTIONS := $(if $(OPTIONS),--cfg-options $(OPTIONS))
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-env: $(STAMP) ## Create .venv and install what is missing
+env: $(STAMP) ## Create .venv and install everything
 
 $(STAMP): requirements.txt pyproject.toml tools/install.sh
 	bash tools/install.sh $(VENV)
 	@touch $@
 
-demo: env ## Train on generated images, evaluate box and mask mAP, draw (minutes on two cores)
+demo: env ## Train on generated images, evaluate box and mask mAP, and draw predictions (minutes on two cores)
 	@test -f $(SHAPES)/annotations/instances_val.json || $(PY) tools/make_shapes.py $(SHAPES)
 	@test -f $(CHECKPOINT) || $(PY) tools/train.py $(CONFIG) --work-dir $(DEMO) --resume $(CFG_OPTIONS)
 	$(PY) tools/test.py $(CONFIG) $(CHECKPOINT) --work-dir $(DEMO)/test --out $(DEMO)/predictions.pkl $(CFG_OPTIONS)
 	$(PY) tools/draw_predictions.py $(CONFIG) $(DEMO)/predictions.pkl --out $(DEMO)/predictions.png
 	$(PY) tools/plot_run.py $(DEMO) --out $(DEMO)/curves.png
 	@echo
-	@echo 'Truth beside predictions:  $(DEMO)/predictions.png'
+	@echo 'Ground truth, predictions: $(DEMO)/predictions.png'
 	@echo 'Loss and mAP over time:    $(DEMO)/curves.png'
 	@echo 'The detector:              $(CHECKPOINT)'
 
@@ -45,7 +45,7 @@ test-fast: test ## Run the tests that take no longer than seconds: all rooms, in
 coverage: PYTEST += --cov --cov-report=term:skip-covered
 coverage: test ## Run all tests, and print which share of the package they run
 
-test-slurm: env ## Run the tests under a real Slurm of this machine (Debian's slurm-wlm and munge, as root)
+test-slurm: env ## Run the launchers' tests under Slurm on this machine (Debian's slurm-wlm and munge, as root)
 	$(PY) -m pytest tests/tools/test_slurm.py -rs
 
 lint: env ## Check style with ruff, and types of mmgrc.models with mypy
@@ -57,7 +57,7 @@ format: env ## Format with ruff
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-tables: env ## Count parameters into the metafiles, write the tables of models into README and docs
+tables: env ## Count parameters, update the metafiles and the tables of models in the docs
 	$(PY) -m dev.make_tables
 
 docs: env ## Build the documentation into build/docs

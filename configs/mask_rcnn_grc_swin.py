@@ -14,11 +14,11 @@ model = dict(
         convert_weights=True,
         # Beside stock weights this start was better than the random one (docs/finetune.md: Swin, five seeds).
         grc=dict(stages=(0, 1, 2, 3), cache_ratio=0.5, start='silent'),
-        # Swin's ImageNet weights. The memory starts new: no GRC weights were ever published.
+        # Swin's ImageNet weights. The memory is new, since no GRC weights were ever published.
         init_cfg=dict(
             type='Pretrained',
             checkpoint='https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_tiny_patch4_window7_224.pth')),
-    # 32 channels a head: 3, 6, 12 and 24 heads.
+    # 32 channels per head: 3, 6, 12 and 24 heads.
     neck=dict(in_channels=[96, 192, 384, 768]))
 
 # 8 GPUs x 2 images.

@@ -10,5 +10,5 @@ model = dict(
         init_cfg=dict(
             type='Pretrained',
             checkpoint='https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b0.pth')),
-    # 32 channels a head: 1, 2, 5 and 8 heads.
+    # 32 channels per head: 1, 2, 5 and 8 heads.
     neck=dict(in_channels=[32, 64, 160, 256]))

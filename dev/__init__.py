@@ -1,1 +1,1 @@
-"""What only developers of the project run. No wheel carries it."""
+"""Scripts for developers of the project. No wheel contains them."""

@@ -1,4 +1,4 @@
-"""Count the parameters of each config into the metafiles, and write the tables of models into README and docs."""
+"""Count the parameters of each config, and update the metafiles and the tables of models in README and docs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from mmgrc.runs.error import InputError
 def main() -> str | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--root', metavar='DIR', type=Path, default=Path('.'), help='the repository')
-    parser.add_argument('--tables-only', action='store_true', help='take the metafiles as they are: seconds, no models')
+    parser.add_argument(
+        '--tables-only', action='store_true', help='do not update the metafiles, which builds every model'
+    )
     args = parser.parse_args()
     try:
         changed = [] if args.tables_only else update_metafiles(args.root)

@@ -1,4 +1,4 @@
-"""The model index: metafiles in the form that `mim` reads, and the tables of the documentation that come from them."""
+"""The model index: metafiles in `mim`'s format, and the tables of the documentation that are generated from them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mmgrc.runs.error import InputError
 
 __all__ = ['count_parameters', 'model_table', 'read_models', 'update_metafiles', 'write_tables']
 
-# A page says where a table goes; what stands between the two lines is written anew.
+# A page marks where a table goes. The text between the two lines is rewritten.
 _MARK = re.compile(r'(<!-- models of (\S+), by `make tables` -->\n).*?(<!-- end of models -->)', re.S)
 FLOPS_SIZE = (800, 1344)
-"""Rows and columns of the image that FLOPs are counted for."""
+"""Rows and columns of the image for which FLOPs are counted."""
 _NOT_TRAINED = 'not trained here'
 
 
@@ -45,12 +45,12 @@ def read_models(root: str | Path) -> list[dict]:
 
 
 def count_parameters(config: Config) -> int:
-    """Build the model of a config and count its parameters; buffers, as the caches, are none."""
+    """Build the model of a config and count its parameters. Buffers, such as the caches, do not count."""
     return sum(parameter.numel() for parameter in build_model(config).parameters())
 
 
 def update_metafiles(root: str | Path) -> list[Path]:
-    """Bring what the metafiles say of each config up to date: epochs and parameters.
+    """Update the metafiles from the configs: epochs, parameters and FLOPs.
 
     Args:
         root: The repository.
@@ -85,8 +85,7 @@ def update_metafiles(root: str | Path) -> list[Path]:
 def model_table(models: Sequence[dict]) -> str:
     """A Markdown table of models of one detector.
 
-    The paper's numbers have columns of their own. Where a model was trained here, its ``Results`` stand in the last
-    column.
+    The paper's numbers have their own columns. If a model was trained here, the last column has its ``Results``.
     """
     metrics = list(dict.fromkeys(name for model in models for name in model['Metadata']['Paper']))
     head = ['config', 'parameters', 'backbone, GFLOP', *(f"{name}, paper's" for name in metrics), 'trained here']
@@ -112,14 +111,14 @@ def write_tables(pages: Iterable[Path], models: Sequence[dict]) -> list[Path]:
     """Write the tables into pages, between ``<!-- models of COLLECTION, by `make tables` -->`` and its end.
 
     Args:
-        pages: Markdown files; those without such a place stay as they are.
-        models: What :func:`read_models` gave.
+        pages: Markdown files. Those without such lines do not change.
+        models: The result of :func:`read_models`.
 
     Returns:
         The pages that changed.
 
     Raises:
-        ValueError: A page asks for a collection that has no models.
+        ValueError: A page names a collection that has no models.
     """
     changed = []
     for page in pages:

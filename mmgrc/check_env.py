@@ -1,7 +1,7 @@
-"""Check the machine: what is installed, what works, and the command that mends what does not.
+"""Check the machine: what is installed, what works, and the commands that fix the rest.
 
-``python -m mmgrc.check_env`` runs where ``import mmgrc`` cannot. What is checked is imported where it is checked: any
-of it may be missing or broken.
+``python -m mmgrc.check_env`` also runs when ``import mmgrc`` fails. Each check imports what it needs, since any of it
+may be missing or broken.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _COCO_PARTS = ('annotations/instances_train2017.json', 'annotations/instances_va
 
 
 class Finding(NamedTuple):
-    """One thing that was checked."""
+    """The result of one check."""
 
     what: str
     found: str
     problem: str | None = None
     remedy: str | None = None
-    """What to type; with no ``problem`` it is advice."""
+    """The command to type. Without a ``problem`` it is advice."""
 
 
 def _versions() -> Iterator[Finding]:
@@ -89,7 +89,7 @@ def _ops(device: str) -> Iterator[Finding]:
         yield Finding(what, 'cannot be loaded', f'they do not fit torch {torch.__version__}: {error}', REBUILD_MMCV)
         return
     try:
-        # The second box lies in the first, the third beside it.
+        # The second box is inside the first, and the third is next to it.
         boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9.5], [20, 20, 30, 30]], device=device)
         kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5)[1].tolist()
         # The middle of a map whose values are its columns.
@@ -152,7 +152,7 @@ def _registry() -> Iterator[Finding]:
 
 
 def _forward() -> Iterator[Finding]:
-    """The demo's detector, narrow, on one image of noise."""
+    """Run a narrow form of the demo's detector on one image of noise."""
     import numpy as np
     import torch
     from mmdet.structures import DetDataSample
@@ -172,7 +172,7 @@ def _forward() -> Iterator[Finding]:
         (result,) = model.test_step({'inputs': [image], 'data_samples': [sample]})
     found = result.pred_instances
     if not torch.isfinite(found.scores).all() or found.masks.shape[1:] != (64, 96):
-        yield Finding('a forward', 'wrong', 'boxes or masks are not what they should be', REBUILD_MMCV)
+        yield Finding('a forward', 'wrong', 'boxes or masks are wrong', REBUILD_MMCV)
     else:
         yield Finding('a forward', f'Mask R-CNN with GRC-PVT on {device}')
 
@@ -184,7 +184,7 @@ def _coco() -> Iterator[Finding]:
     if not missing:
         yield Finding('COCO', str(root.resolve()))
     elif 'COCO_ROOT' not in os.environ and not root.exists():
-        yield Finding('COCO', 'not there; `make demo` needs no data set', None, remedy)
+        yield Finding('COCO', 'not found; `make demo` needs no data set', None, remedy)
     else:
         yield Finding('COCO', f'incomplete: {root}', f'there is no {", ".join(missing)}', remedy)
 
@@ -192,10 +192,10 @@ def _coco() -> Iterator[Finding]:
 def check_environment() -> Iterator[Finding]:
     """Check versions, compiled ops, registries, a forward and COCO.
 
-    What cannot be tried, since something before it fails, is left out.
+    Checks that depend on a failed one are skipped.
 
     Yields:
-        Findings, in the order in which they should be mended.
+        Findings, in the order in which they should be fixed.
     """
     healthy = True
     groups: list[Callable[[], Iterator[Finding]]] = [_versions, _modules, _pkg_resources]
@@ -208,7 +208,7 @@ def check_environment() -> Iterator[Finding]:
                 healthy = healthy and finding.problem is None
                 yield finding
         except Exception as error:
-            # Whatever it is, the report goes on to its end.
+            # Whatever fails, the report continues to its end.
             healthy = False
             message = f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ""}'
             yield Finding(group.__name__.strip('_'), 'fails', message, 'make env')
@@ -219,7 +219,7 @@ def main() -> int:
     """Print the report.
 
     Returns:
-        0, or 1 where something would fail.
+        0, or 1 if something would fail.
     """
     argparse.ArgumentParser(prog='check_env', description=__doc__).parse_args()
     warnings.filterwarnings('ignore')

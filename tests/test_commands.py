@@ -44,7 +44,7 @@ PLACEHOLDERS = {
     'WORK_DIR': 'work_dirs/job',
 }
 VARIABLES = r'(\w+=\S+ )*'
-# Commands that take long, and where their page has the options to try them with.
+# Commands that take long, and where their page, or a page that it links to, has the options to try them with.
 TRIALS = {
     r'make demo': r'`make demo (OPTIONS=[^`]+)`',
     rf'{VARIABLES}python tools/(train|test)\.py ': (
@@ -57,6 +57,7 @@ NARROW = """
 model['backbone'].update(embed_dims=8, num_layers=[1, 1, 1, 1])
 model['neck']['in_channels'] = [8, 16, 40, 64]
 """
+TRIAL_PAGES = {'README.md': ['docs/coco.md', 'docs/index.md'], 'other_detectors.md': ['docs/coco.md']}
 
 
 class Instead(NamedTuple):
@@ -76,7 +77,7 @@ NOT_EXECUTED = {
     r'pip install pre-commit ': Instead(
         None, 'fetches packages', 'test_repository.py::test_pre_commit_has_the_pinned_ruff'
     ),
-    r'pip install (torch|--no-build-isolation mmcv|\.)': Instead(
+    r'pip install (torch|--no-build-isolation mmcv|--no-deps -e|\.)': Instead(
         None, 'fetches and compiles packages', 'test_wheel.py::test_wheel_works_on_its_own'
     ),
     rf'{VARIABLES}tools/dist_\w+\.sh ': Instead(
@@ -93,7 +94,7 @@ NOT_EXECUTED = {
 }
 # Python that is a part of something; a test does the rest.
 PARTS = {
-    'README.md': 'test_docs.py::test_options_of_grc',
+    'options.md': 'test_docs.py::test_options_of_grc',
     'export.md': 'models/test_export.py::test_as_the_page_says',
     'other_detectors.md': 'test_docs.py::test_other_detector',
 }
@@ -112,12 +113,12 @@ def filled_in(command):
     return command
 
 
-def shortened(command, page):
-    """With the page's options for a trial."""
+def shortened(command, trials):
+    """With the options for a trial that stand in the text `trials`."""
     place = entry(TRIALS, command)
     if place is None:
         return command
-    options = re.search(place, page, re.S)
+    options = re.search(place, trials, re.S)
     assert options, 'the command takes long, and its page has no options to try it with'
     return command if command.endswith(options[1]) else f'{command} {options[1]}'
 
@@ -144,6 +145,10 @@ class Clone:
             return
         self.followed.add(page)
         text = page.read_text()
+        linked = TRIAL_PAGES.get(page.name, [])
+        for name in linked:
+            assert f']({name if page.parent == REPOSITORY else name.removeprefix("docs/")})' in text, name
+        trials = '\n'.join([text, *((REPOSITORY / name).read_text() for name in linked)])
         self.state = [ACTIVATE]
         for block in BLOCK.finditer(text):
             language, content = block.groups()
@@ -151,13 +156,13 @@ class Clone:
             if language == 'shell':
                 for line in content.splitlines():
                     if command := re.sub(r'(^|\s+)#.*', '', line):
-                        self.follow_command(command, text, page.name)
+                        self.follow_command(command, trials, page.name)
             elif name := re.search(r'`([\w./]+)`:\s*$', text[: block.start()]):
                 (self.folder / name[1]).write_text(content)
             elif page.name not in PARTS:
                 self.type(f'python -c {shlex.quote(content)}', page.name)
 
-    def follow_command(self, command, text, page):
+    def follow_command(self, command, trials, page):
         try:
             assert '\\' not in command, 'a command on several lines'
             line = filled_in(command)
@@ -166,7 +171,7 @@ class Clone:
                     assert not word.startswith('configs/') or (self.folder / word).is_file(), f'there is no {word}'
                 line = instead.option and f'{line} {instead.option}'
             else:
-                line = shortened(line, text)
+                line = shortened(line, trials)
         except AssertionError as error:
             raise AssertionError(f'{page}: {command}: {error}') from error
         if line:

@@ -213,8 +213,9 @@ def test_coco_root(name, monkeypatch):
         assert config[evaluator].ann_file == '/elsewhere/coco/annotations/instances_val2017.json'
 
 
-def test_mmdetections_own_config_becomes_a_grc_one_by_the_options_of_the_readme():
-    command = re.search(r'tools/train\.py (mmdet::\S+) --cfg-options (.+)', (REPOSITORY / 'README.md').read_text())
+def test_mmdetections_own_config_becomes_a_grc_one_by_the_options_of_the_page():
+    page = (REPOSITORY / 'docs' / 'other_detectors.md').read_text()
+    command = re.search(r'tools/train\.py (mmdet::\S+) --cfg-options (.+)', page)
     options = dict(option.split('=') for option in command[2].split())
     config = load_config(command[1], {key: int(v) if v.isdigit() else v for key, v in options.items()})
     config.model.backbone.init_cfg = None

@@ -58,7 +58,7 @@ def test_wheel_works_on_its_own(tmp_path, trained, shapes):
     assert 'All is well' in run('-m', 'mmgrc.check_env')
     infer = target / 'mmgrc' / '.mim' / 'tools' / 'infer.py'
     arguments = (trained / 'mask_rcnn_grc_pvt.py', trained / 'epoch_2.pth', '--out-dir', tmp_path / 'out')
-    assert '1 images are done' in run(infer, shapes / 'val' / '000001.png', *arguments)
+    assert '1 images were processed' in run(infer, shapes / 'val' / '000001.png', *arguments)
     assert (target / 'mmgrc' / 'py.typed').is_file()
     # What only developers run stays in the clone.
     assert not (target / 'dev').exists()

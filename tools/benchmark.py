@@ -1,4 +1,4 @@
-"""Measure a model beside another: time, throughput, peak memory, parameters and FLOPs."""
+"""Compare two models: time, throughput, peak memory, parameters and FLOPs."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def main() -> str | None:
     parser.add_argument('--mode', choices=('eval', 'train'), default='eval', help='forward, or forward and backward')
     parser.add_argument('--part', choices=('backbone', 'detector'), default='backbone')
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), default=(800, 1344), help='pixels')
-    parser.add_argument('--batch', type=int, metavar='N', default=1, help='images at a time')
+    parser.add_argument('--batch', type=int, metavar='N', default=1, help='batch size')
     parser.add_argument('--dtype', choices=tuple(DTYPES), default='fp32')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--compile', action='store_true', help='torch.compile both')
     parser.add_argument('--runs', type=int, metavar='N', default=5, help='timed runs of each')
     parser.add_argument('--threads', type=int, metavar='N', help='CPU threads; default: all')
-    parser.add_argument('--json', metavar='FILE', help='write the figures there too')
+    parser.add_argument('--json', metavar='FILE', help='also write the figures to this file')
     args = parser.parse_args()
     options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     try:

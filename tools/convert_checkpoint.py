@@ -1,7 +1,7 @@
-"""Bring a PVT checkpoint to the keys of the GRC backbones: original PVT, MMDetection, or the published GRC code.
+"""Convert a PVT checkpoint (original PVT, MMDetection, or the published GRC code) to the keys of the GRC backbones.
 
-What is written serves as `model.backbone.init_cfg.checkpoint`. With --resize-caches, bring the checkpoint of a detector
-to other `grc.cache_sizes` instead; what is written serves for testing, and as `load_from`.
+Use the result as `model.backbone.init_cfg.checkpoint`. With --resize-caches, resize the caches of a detector's
+checkpoint to other `grc.cache_sizes` instead. Use that result for testing, or as `load_from`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _resize(args: argparse.Namespace, checkpoint: dict) -> None:
         raise ValueError('the two configs have the same grc.cache_sizes: there is nothing to resize')
     meta = {**checkpoint.get('meta', {}), 'source': args.src, 'cfg': configs[1].pretty_text}
     torch.save({'meta': meta, 'state_dict': state}, args.dst)
-    print(f'{args.dst}: {len(resized)} caches resized, {len(state) - len(resized)} other tensors as they were')
+    print(f'{args.dst}: {len(resized)} caches resized, {len(state) - len(resized)} other tensors unchanged')
 
 
 if __name__ == '__main__':

@@ -2,9 +2,9 @@
 # Train on several GPUs, or CPUs, with torchrun:
 #   tools/dist_train.sh CONFIG GPUS [OPTIONS OF train.py] [--dry-run]
 #
-# GPUS is the number of processes on this machine; without a GPU they run on CPUs. --dry-run prints the command.
-# Several machines: type the same on each, with NNODES (how many), NODE_RANK (which one, from 0), MASTER_ADDR (address of
-# the first) and PORT (29500 by default) set. On one machine a free port is found where PORT is not set.
+# GPUS is the number of processes on this machine. Without a GPU they run on CPUs. --dry-run prints the command.
+# For several machines, type the same on each, with NNODES (number of machines), NODE_RANK (which one, from 0),
+# MASTER_ADDR (address of the first) and PORT (29500 by default). On one machine the default PORT is a free one.
 set -euo pipefail
 # shellcheck source=tools/launch.sh
 . "$(dirname "$0")/launch.sh"

@@ -1,4 +1,4 @@
-"""Draw the truth beside the predictions that `tools/test.py --out` wrote."""
+"""Draw the ground truth beside the predictions of `tools/test.py --out`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def main() -> str | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('config', metavar='CONFIG', help='config that was tested')
     parser.add_argument('predictions', metavar='PREDICTIONS', help='the .pkl file of tools/test.py --out')
-    parser.add_argument('--out', metavar='FILE', default='predictions.png', help='picture to write')
-    parser.add_argument('--count', type=int, metavar='N', default=8, help='how many images')
-    parser.add_argument('--score-thr', type=float, metavar='S', default=0.5, help='least score of a prediction')
+    parser.add_argument('--out', metavar='FILE', default='predictions.png', help='image file to write')
+    parser.add_argument('--count', type=int, metavar='N', default=8, help='number of images')
+    parser.add_argument('--score-thr', type=float, metavar='S', default=0.5, help='minimum score of a prediction')
     args = parser.parse_args()
     if args.count < 1:
         return f'draw_predictions: --count {args.count}: give 1 or more'

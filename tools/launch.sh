@@ -1,11 +1,11 @@
-# Sourced by the launchers beside it: what they share.
+# Sourced by the launchers in this folder: what they share.
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # DRY_RUN, TOOLS and ARGS are read by those that source this file.
 
 TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PYTHON=${PYTHON:-python}
 
-# parse MINIMUM "$@": the arguments without --dry-run into ARGS; the script's header as a usage message where too few.
+# parse MINIMUM "$@": store the arguments without --dry-run in ARGS. If there are too few, print the script's header.
 parse() {
     local minimum=$1 arg
     shift
@@ -22,7 +22,7 @@ parse() {
     fi
 }
 
-# usage [MESSAGE]: print it and the header of the script that runs, and exit; with 2 where there is a message.
+# usage [MESSAGE]: print it and the header of the running script, and exit. With a message, the exit code is 2.
 usage() {
     local message=${1:-}
     [[ -z $message ]] || printf '%s\n\n' "$message"
@@ -30,14 +30,14 @@ usage() {
     exit $((${#message} ? 2 : 0))
 }
 
-# whole NAME VALUE LEAST: end with a message where VALUE is no whole number from LEAST up.
+# whole NAME VALUE LEAST: exit with a message unless VALUE is a whole number of at least LEAST.
 whole() {
     if [[ ! $2 =~ ^[0-9]+$ ]] || (($2 < $3)); then
-        usage "$1=$2: give a whole number from $3 up" >&2
+        usage "$1=$2: give a whole number of at least $3" >&2
     fi
 }
 
-# start COMMAND...: run it in the place of this shell, or print it.
+# start COMMAND...: run it instead of this shell, or print it.
 start() {
     if $DRY_RUN; then
         printf '%q ' "$@"
@@ -53,7 +53,7 @@ start_torchrun() {
     shift 2
     whole GPUS "$gpus" 1
     if [[ -z ${PORT:-} && ${NNODES:-1} == 1 ]]; then
-        # A free port, so that two runs on a machine do not meet.
+        # A free port, so that two runs on a machine do not collide.
         rendezvous=(--rdzv-backend=c10d --rdzv-endpoint=localhost:0 --local-addr=127.0.0.1)
     else
         rendezvous=(--node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")

@@ -1,4 +1,4 @@
-"""Draw σ(λ), the memory's share of the mix, of each layer and head; several checkpoints side by side."""
+"""Plot σ(λ), the weight of the memory in the mix, of each layer and head, for one or more checkpoints."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mmgrc.visualization.mix import plot_lambda
 def main() -> str | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('checkpoints', metavar='CHECKPOINT', nargs='+', help='checkpoints of GRC models')
-    parser.add_argument('--names', metavar='NAME', nargs='+', help='titles, one a checkpoint (default: the paths)')
-    parser.add_argument('--out', metavar='FILE', default='lambda.png', help='picture to write')
+    parser.add_argument('--names', metavar='NAME', nargs='+', help='titles, one per checkpoint (default: the paths)')
+    parser.add_argument('--out', metavar='FILE', default='lambda.png', help='image file to write')
     args = parser.parse_args()
     try:
         plot_lambda(args.checkpoints, args.out, args.names)

@@ -12,7 +12,7 @@ from mmgrc.visualization.curves import plot_run
 def main() -> str | None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('work_dir', metavar='WORK_DIR', help='work dir of a training')
-    parser.add_argument('--out', metavar='FILE', help='picture to write (default: curves.png in the work dir)')
+    parser.add_argument('--out', metavar='FILE', help='image file to write (default: curves.png in the work dir)')
     args = parser.parse_args()
     out = args.out or Path(args.work_dir) / 'curves.png'
     try:

@@ -16,7 +16,7 @@ def main() -> str | None:
     parser.add_argument(
         '--predictions',
         metavar='FILE',
-        help='what tools/test.py --out wrote (default: predictions.pkl in the work dir)',
+        help='output of tools/test.py --out (default: predictions.pkl in the work dir)',
     )
     parser.add_argument('--out', metavar='FILE', help='page to write (default: report.html in the work dir)')
     args = parser.parse_args()

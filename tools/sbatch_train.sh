@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Submit a training to Slurm that goes on over as many jobs as it needs:
+# Submit a training to Slurm that continues over as many jobs as it needs:
 #   [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [SBATCH_ARGS=...] [STOP_BEFORE=300] \
 #       tools/sbatch_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [OPTIONS OF train.py] [--dry-run]
 #
 # STOP_BEFORE seconds before the job's time limit (SBATCH_ARGS='--time=8:00:00') the ranks write a checkpoint after the
-# current iteration and end, and the job is put into the queue again. Each start goes on from the last checkpoint in
-# WORK_DIR. A job that Slurm requeues itself (preemption, a failed node) does so, too. A training that fails is not requeued.
+# current iteration and exit, and the job is requeued. Each start resumes from the last checkpoint in WORK_DIR. This also
+# holds for a job that Slurm requeues itself (preemption, a failed node). A training that fails is not requeued.
 # The log is WORK_DIR/slurm-JOBID.out. GPUS and the others: as in tools/slurm_train.sh.
 set -euo pipefail
 
-# The job: Slurm runs a copy of this file, so the folder of the tools is handed on.
+# The job: Slurm runs a copy of this file, so it needs the folder of the tools as an argument.
 if [[ ${1:-} == --job ]]; then
     folder=$2
     shift 2

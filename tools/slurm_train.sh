@@ -3,8 +3,8 @@
 #   [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [SRUN_ARGS=...] \
 #       tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [OPTIONS OF train.py] [--dry-run]
 #
-# GPUS is the number of processes, one a GPU. Nodes without a GPU: GPUS_PER_NODE=0; then no GPU is asked for, and GPUS
-# processes run on CPUs. The ranks' port follows from the job's id; MASTER_PORT sets another. --dry-run prints the command.
+# GPUS is the number of processes, one per GPU. For nodes without a GPU set GPUS_PER_NODE=0: no GPU is requested, and GPUS
+# processes run on CPUs. The port is computed from the job's id; MASTER_PORT sets another. --dry-run prints the command.
 set -euo pipefail
 # shellcheck source=tools/launch.sh
 . "$(dirname "$0")/launch.sh"

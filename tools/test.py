@@ -1,4 +1,4 @@
-"""Test and evaluate a detector: MMDetection's own test.py with all its options, after checks of what it is given."""
+"""Test and evaluate a detector: MMDetection's own test.py with all its options, after a validation of the inputs."""
 
 import sys
 

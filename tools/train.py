@@ -1,4 +1,4 @@
-"""Train a detector: MMDetection's own train.py with all its options, after checks of what it is given."""
+"""Train a detector: MMDetection's own train.py with all its options, after a validation of the inputs."""
 
 import sys
 

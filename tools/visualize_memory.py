@@ -1,4 +1,4 @@
-"""Draw what self-attention and the memory contribute on an image, which cells are attended, and the cache, by layer."""
+"""Draw what self-attention and memory contribute on an image, the attention to the cells, and the cache, by layer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def main() -> str | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('config', metavar='CONFIG', help='config that the checkpoint was trained with')
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint of a GRC model')
-    parser.add_argument('image', metavar='IMAGE', help='image to look at')
+    parser.add_argument('image', metavar='IMAGE', help='input image')
     parser.add_argument('--layers', metavar='S.B', nargs='+', help='layers as STAGE.BLOCK, from 0 (default: all)')
-    parser.add_argument('--out', metavar='FILE', default='memory.png', help='picture to write')
-    parser.add_argument('--device', metavar='D', help='cpu, cuda:0, ... (default: a GPU where there is one)')
+    parser.add_argument('--out', metavar='FILE', default='memory.png', help='image file to write')
+    parser.add_argument('--device', metavar='D', help='cpu, cuda:0, ... (default: a GPU if there is one)')
     args = parser.parse_args()
     try:
         image = read_image(args.image)
@@ -29,7 +29,7 @@ def main() -> str | None:
         try:
             views = view_memory(model, image)
         except (cv2.error, RuntimeError, MemoryError) as error:
-            # The image is too slim, or too large.
+            # The image is too narrow, or too large.
             raise ValueError(describe_failure(args.image, error)) from error
         if args.layers:
             names = [str(view.layer) for view in views]

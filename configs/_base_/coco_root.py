@@ -1,7 +1,7 @@
-# COCO lies in data/coco/, or where the environment variable COCO_ROOT says.
+# COCO is in data/coco/, or in the folder that the environment variable COCO_ROOT names.
 #
-# MMEngine refuses two bases with a key in common, and the bases of MMDetection that this changes have data loaders of their
-# own. So all of it stands under one key; a config with this base takes that out, as if the entries were written there:
+# MMEngine refuses two bases with a common key, and the MMDetection bases that this changes have their own data loaders.
+# So everything is under one key. A config with this base unpacks that key, as if it had the entries itself:
 #     globals().update(_base_.pop('coco_root'))
 # MMEngine drops variables with two underscores.
 __root = '{{$COCO_ROOT:data/coco}}'

@@ -1,10 +1,10 @@
-# What every config of mmgrc runs with, under one key for the reason that coco_root.py gives.
+# Settings of every mmgrc config, under one key. coco_root.py gives the reason.
 mmgrc_runtime = dict(
-    # Registers the GRC backbones wherever the config is loaded, a dumped one in a work dir too.
+    # Registers the GRC backbones wherever the config is loaded, also from a work dir.
     custom_imports=dict(imports=['mmgrc'], allow_failed_imports=False),
-    # A checkpoint is whole or not there; a resumed run equals the uninterrupted one; SIGUSR1 stops a run with a
-    # checkpoint; the memory of each layer is logged beside the losses. They stand here and not in custom_hooks, so that a
-    # config with custom hooks of its own does not lose them.
+    # Checkpoints are written atomically. A resumed run equals the uninterrupted one. SIGUSR1 stops a run with a
+    # checkpoint. The memory of each layer is logged with the losses. The hooks are here instead of in custom_hooks, so
+    # that a config with its own custom hooks does not lose them.
     default_hooks=dict(
         checkpoint=dict(type='AtomicCheckpointHook'),
         data_error=dict(type='DataErrorHook'),

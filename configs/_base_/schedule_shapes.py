@@ -11,15 +11,15 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
-    # One pass over the weights: without it AdamW takes a quarter of a step on a CPU.
+    # Fused: otherwise AdamW takes a quarter of each step on a CPU.
     optimizer=dict(type='AdamW', lr=7e-4, weight_decay=1e-4, fused=True),
     paramwise_cfg=dict(custom_keys={'grc.lam': dict(decay_mult=0.0)}),
-    # From scratch, the first steps would otherwise be too long.
+    # From scratch, the first updates would otherwise be too large.
     clip_grad=dict(max_norm=1.0, norm_type=2))
 
 # One checkpoint of 200 MB, the last; a run goes on from it.
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))
 # 1 process x 2 images.
 auto_scale_lr = dict(enable=False, base_batch_size=2)
-# The same run every time, as far as the machine allows.
+# Reproducible, as far as the machine allows.
 randomness = dict(seed=0)

@@ -1,5 +1,5 @@
 _base_ = 'shapes_instance.py'
 
-# The same images; detectors without a mask head leave the masks alone.
+# The same images. Detectors without a mask head ignore the masks.
 val_evaluator = dict(metric='bbox')
 test_evaluator = val_evaluator

@@ -1,4 +1,4 @@
 _base_ = '../retinanet_grc_pvtv2_b2.py'
 
-# Without a memory, the rest as it is: a difference to the parent is the memory's alone.
+# The same without a memory. A difference to the parent is due to the memory alone.
 model = dict(backbone=dict(grc=dict(stages=())))

@@ -13,7 +13,7 @@ model = dict(
         type='GRCSwinTransformer',
         depths=[2, 2, 6, 2],
         drop_path_rate=0.2,
-        # Those that the neck takes: the norm of another would get no gradient.
+        # The stages that the neck uses. The norm of another stage would get no gradient.
         out_indices=(1, 2, 3),
         convert_weights=True,
         # Beside stock weights this start was better than the random one (docs/finetune.md: Swin, five seeds).
@@ -25,11 +25,11 @@ model = dict(
 optim_wrapper = dict(
     paramwise_cfg=dict(
         custom_keys={
-            # The memory starts from nothing: the full rate, where pre-trained layers of the backbone get a tenth.
-            # (The longest key that fits a name wins: these are longer than 'backbone'.)
+            # The memory starts from scratch and gets the full rate. Pre-trained layers of the backbone get a tenth.
+            # (The longest key that matches a name wins: these keys are longer than 'backbone'.)
             'attn.grc.': dict(lr_mult=1.0),
             'attn.grc.lam': dict(lr_mult=1.0, decay_mult=0.0),
         }))
 
-# With it, --auto-scale-lr works.
+# For --auto-scale-lr.
 auto_scale_lr = dict(enable=False)

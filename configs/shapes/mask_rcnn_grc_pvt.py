@@ -4,8 +4,8 @@ _base_ = [
     '../_base_/schedule_shapes.py',
 ]
 
-# Small heads: the whole run takes minutes on two cores, from scratch. Without pre-trained weights the maps of PVT are
-# large and uneven at first: GN in neck and mask head, as in mmdet's own from-scratch configs.
+# Small heads, so that the run takes minutes on two cores, from scratch. Without pre-trained weights, PVT's maps are large
+# and uneven at first. GN in neck and mask head helps, as in mmdet's own from-scratch configs.
 norm_cfg = dict(type='GN', num_groups=16, requires_grad=True)
 model = dict(
     backbone=dict(
@@ -13,7 +13,7 @@ model = dict(
         type='GRCPyramidVisionTransformer',
         num_layers=[2, 2, 2, 2],
         drop_path_rate=0.0,
-        # The stages' grids for an image of 128 rows and 160 columns: 1/4, 1/8, 1/16 and 1/32.
+        # The grids of the stages for an image with 128 rows and 160 columns: 1/4, 1/8, 1/16 and 1/32.
         grc=dict(cache_ratio=0.5, cache_sizes=((32, 40), (16, 20), (8, 10), (4, 5)))),
     neck=dict(in_channels=[64, 128, 320, 512], out_channels=96, norm_cfg=norm_cfg),
     # Anchors of 4 x stride: 16 pixels at the finest level, about the smallest shapes.

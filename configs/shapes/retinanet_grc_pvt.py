@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/schedule_shapes.py',
 ]
 
-# Small head and GN throughout, for the reasons that mask_rcnn_grc_pvt.py gives.
+# A small head, and GN everywhere: mask_rcnn_grc_pvt.py gives the reasons.
 norm_cfg = dict(type='GN', num_groups=16, requires_grad=True)
 model = dict(
     backbone=dict(
@@ -12,7 +12,7 @@ model = dict(
         type='GRCPyramidVisionTransformer',
         num_layers=[2, 2, 2, 2],
         drop_path_rate=0.0,
-        # The stages' grids for an image of 128 rows and 160 columns: 1/4, 1/8, 1/16 and 1/32.
+        # The grids of the stages for an image with 128 rows and 160 columns: 1/4, 1/8, 1/16 and 1/32.
         grc=dict(cache_ratio=0.5, cache_sizes=((32, 40), (16, 20), (8, 10), (4, 5)))),
     # Strides of 8, 16 and 32: anchors from 32 to 203 pixels.
     neck=dict(in_channels=[64, 128, 320, 512], out_channels=96, num_outs=3, norm_cfg=norm_cfg),

@@ -1,4 +1,4 @@
-"""Data sets made by the project."""
+"""Reading of images, and the generated data set."""
 
 from .shapes import CLASSES, write_shapes
 

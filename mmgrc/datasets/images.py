@@ -1,4 +1,4 @@
-"""The one way in which images are read, for the model and for the pictures alike."""
+"""Read images in the same way for the model and for drawings."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ['read_image']
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image as MMDetection's ``LoadImageFromFile`` does, so that boxes and masks fit it.
 
-    Whatever the file has (grey, a palette, transparency, 16 bits, CMYK), the result is of three channels and 8 bits. It
-    is turned as its camera says.
+    Whatever the format of the file (grey, palette, transparency, 16 bits, CMYK), the result has three channels and
+    8 bits. The EXIF orientation is applied.
 
     Args:
-        path: A file, or an address of which MMEngine knows the backend (``s3://...``).
+        path: A file, or an address that a backend of MMEngine can read (``s3://...``).
 
     Returns:
         (H, W, 3), BGR, uint8.
 
     Raises:
-        ValueError: It is not there, cannot be read or decoded, or does not fit into memory. The message names it.
+        ValueError: The file is missing, cannot be read or decoded, or does not fit into memory. The message names it.
     """
     try:
         content = fileio.get(str(path))
-        # OpenCV fails at empty files by an error that does not say so.
+        # OpenCV's error for empty files does not say that they are empty.
         image = mmcv.imfrombytes(content, flag='color', backend='cv2') if content else None
     except (OSError, ImportError) as error:
         raise ValueError(f'{path} cannot be read: {getattr(error, "strerror", None) or error}') from error
@@ -38,7 +38,7 @@ def read_image(path: str | Path) -> np.ndarray:
     except MemoryError as error:
         raise ValueError(f'{path} does not fit into memory') from error
     if image is None:
-        raise ValueError(f'{path} is no image, or is cut short')
+        raise ValueError(f'{path} is not an image, or is truncated')
     return image
 
 

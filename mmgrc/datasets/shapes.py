@@ -1,4 +1,4 @@
-"""A generated data set for instance segmentation, in COCO's format: circles, squares and triangles."""
+"""Generate a data set for instance segmentation in COCO's format: circles, squares and triangles."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MIN_SIZE = 32
 """Smallest width and height of an image."""
 _MAX_OBJECTS = 4
 _MIN_VISIBLE = 0.7
-"""A shape is placed only where each shape below it stays visible by this share of its area."""
+"""A shape is placed only if each shape below it keeps this fraction of its area visible."""
 _MIN_CONTRAST = 70
-"""Least distance, in RGB, of a shape's colour from what lies under it."""
+"""Minimum distance, in RGB, between the colour of a shape and what it covers."""
 
 
 class _Shape(NamedTuple):
@@ -42,11 +42,11 @@ def write_shapes(
 ) -> None:
     """Write ``train/`` and ``val/`` images and their ``annotations/instances_*.json``.
 
-    The same arguments give the same bytes. Masks are of what is visible, as run lengths, for a shape has a hole where
-    another lies on it.
+    The same arguments give the same bytes. Masks cover the visible part and are stored as run lengths, since a shape
+    may have a hole where another one covers it.
 
     Args:
-        out: Folder to write to, made where it is missing.
+        out: Folder to write to, created if it is missing.
         images: Number of training images.
         val: Number of validation images.
         size: Width and height of an image, in pixels.
@@ -70,7 +70,7 @@ def write_shapes(
         (out / split).mkdir(exist_ok=True)
         records, annotations = [], []
         for image_id in range(1, count + 1):
-            # A generator for each image: an image does not depend on how many others there are.
+            # One generator per image, so that an image does not depend on the number of images.
             rng = np.random.default_rng([seed, split_id, image_id])
             image, shapes = draw(rng, *size)
             name = f'{image_id:06d}.png'
@@ -85,7 +85,7 @@ def write_shapes(
             'annotations': annotations,
             'categories': [{'id': i, 'name': name} for i, name in enumerate(CLASSES, start=1)],
         }
-        # The annotations come last: where they are, the images are.
+        # The annotations are written last: if they exist, the images exist.
         (out / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
 
 
@@ -108,7 +108,7 @@ def _draw_image(rng: np.random.Generator, width: int, height: int) -> tuple[np.n
     shapes: list[_Shape] = []
     visible: list[np.ndarray] = []
     wanted = int(rng.integers(1, _MAX_OBJECTS + 1))
-    # The first shape always finds a place; crowded images end with fewer than were wanted.
+    # The first shape always finds a position. Crowded images end with fewer shapes than planned.
     for _ in range(20 * wanted):
         shape = _random_shape(rng, width, height, canvas)
         remaining = [mask & ~shape.mask for mask in visible]
@@ -125,7 +125,7 @@ def _draw_image(rng: np.random.Generator, width: int, height: int) -> tuple[np.n
 
 
 def _draw_background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """A dim, blurred patchwork with lines and crosses on it, which are not objects, (H, W, 3), float."""
+    """A dim, blurred background (H, W, 3), float, with lines and crosses that are not objects."""
     patches = (rng.uniform(70, 180) + rng.uniform(-40, 40, (4, 5, 3))).astype(np.float32)
     canvas = cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC)
     for _ in range(int(rng.integers(2, 7))):
@@ -138,7 +138,7 @@ def _draw_background(rng: np.random.Generator, width: int, height: int) -> np.nd
 
 
 def _random_shape(rng: np.random.Generator, width: int, height: int, canvas: np.ndarray) -> _Shape:
-    """A shape at least half inside of the image, in a colour that stands out from what it covers."""
+    """A shape that is at least half inside the image, in a colour that differs from what it covers."""
     label = int(rng.integers(len(CLASSES)))
     # Small ones are more frequent than large ones, as in real images.
     radius = min(width, height) * float(np.exp(rng.uniform(np.log(0.14), np.log(0.34))))
@@ -148,7 +148,7 @@ def _random_shape(rng: np.random.Generator, width: int, height: int, canvas: np.
     mask = draw_outline(CLASSES[label], width, height, (x, y), radius, tilt)
     under = canvas[mask].mean(axis=0)
     while True:
-        # Hues lean to the class (red, green, blue) and overlap: a short training has something to begin with.
+        # Hues depend on the class (red, green, blue) but overlap, so that a short training can start to learn.
         hue = (120 * label + rng.normal(0, 20)) % 360
         hsv = np.array([[[hue, rng.uniform(0.6, 1), rng.uniform(0.5, 1)]]], np.float32)
         colour = 255 * cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(float)

@@ -1,4 +1,4 @@
-"""What runs around a model: ranks with and without GPUs, checkpoints that survive faults, exact resuming, and
+"""The training run around a model: ranks with and without GPUs, checkpoints that survive faults, exact resuming, and
 a monitor of the memory.
 """
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there."""
+"""Checkpoints that are written atomically."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _BACKEND = 'mmgrc_atomic_local'
 
 
 class CheckpointWriteError(OSError):
-    """A checkpoint could not be written. Those before it are untouched."""
+    """A checkpoint could not be written. Earlier checkpoints are intact."""
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file so that a reader sees it whole or not at all, whatever happens in between.
+    """Write a file atomically: a reader sees either the complete file or none.
 
     Raises:
-        OSError: It cannot be written. What had its name before is still there.
+        OSError: It cannot be written. An earlier file of that name is intact.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp's files are for their owner alone; others' checkpoints are read too.
+        # Files of mkstemp are readable by their owner only. Checkpoints are shared with others.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -51,7 +51,7 @@ class AtomicLocalBackend(LocalBackend):
     """MMEngine's backend for local files, with atomic writes."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write ``obj`` to ``filepath``, see :func:`write_atomically`.
+        """Write ``obj`` to ``filepath`` by :func:`write_atomically`.
 
         Raises:
             CheckpointWriteError: It cannot be written.
@@ -60,21 +60,21 @@ class AtomicLocalBackend(LocalBackend):
             write_atomically(filepath, obj)
         except OSError as error:
             raise CheckpointWriteError(
-                f'{filepath} cannot be written ({error.strerror}; {len(obj) / 2**20:.1f} MiB). The checkpoints before '
-                'it are whole. Make room there, and go on with --resume.'
+                f'{filepath} cannot be written ({error.strerror}; {len(obj) / 2**20:.1f} MiB). Earlier checkpoints '
+                'are intact. Free some space, and continue with --resume.'
             ) from error
 
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
-    """MMEngine's hook for checkpoints, made safe against a full disk and a kill.
+    """MMEngine's checkpoint hook, made safe against a full disk and a kill.
 
-    A file is written beside its place and then renamed. With ``max_keep_ckpts`` the outdated one goes after the new one
-    is there, not before: for that moment there is one more.
+    It writes a temporary file in the same folder and then renames it. With ``max_keep_ckpts`` it removes the outdated
+    checkpoint after the new one is complete, so for a moment there is one more.
 
     Args:
-        kwargs: The arguments of :class:`mmengine.hooks.CheckpointHook`. With ``out_dir`` on another than the local file
-            system give ``backend_args`` for it, as there.
+        kwargs: The arguments of :class:`mmengine.hooks.CheckpointHook`. For an ``out_dir`` that is not on a
+            local file system, give its ``backend_args``.
     """
 
     def __init__(self, **kwargs) -> None:
@@ -84,7 +84,7 @@ class AtomicCheckpointHook(CheckpointHook):
         super().__init__(**kwargs)
         self.kept = self.max_keep_ckpts
         if self.kept > 0:
-            # The parent makes room before it writes: with one place more it does not.
+            # The parent removes checkpoints before it writes. With a limit that is higher by one it does not.
             self.max_keep_ckpts += 1
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
@@ -103,7 +103,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
         Args:
             runner: The runner of the training.
-            name: Name of the file; one of that name is replaced.
+            name: Name of the file. An existing file is replaced.
 
         Returns:
             Its path.

@@ -14,14 +14,14 @@ __all__ = ['DataError', 'DataErrorHook']
 
 
 class DataError(RuntimeError):
-    """An image cannot be used. The message names it."""
+    """An image cannot be used. The message names the image."""
 
 
 class _NamingPipeline(Compose):
-    """The transforms of a pipeline, with the image's path in what they raise.
+    """The transforms of a pipeline, with the image's path in their errors.
 
     Args:
-        pipeline: The pipeline whose transforms are taken over.
+        pipeline: The pipeline whose transforms are used.
     """
 
     def __init__(self, pipeline: Compose) -> None:
@@ -34,19 +34,19 @@ class _NamingPipeline(Compose):
         except DataError:
             raise
         except Exception as error:
-            # Whatever a transform raises. OpenCV's messages have several lines.
+            # A transform may raise any error. OpenCV's messages have several lines.
             reason = ' '.join(f'{type(error).__name__}: {error}'.split())
             raise DataError(f'the image {path} cannot be used: {reason}') from error
 
 
 @HOOKS.register_module()
 class DataErrorHook(Hook):
-    """Raise :class:`DataError`, with the image's path, where a transform fails in a data set's pipeline.
+    """Raise :class:`DataError` with the image's path if a transform fails in a data set's pipeline.
 
-    Of one bad image among many, a traceback from a worker process names the transform at best.
+    Without this hook, the traceback of a worker process names the transform at best, and never the image.
     """
 
-    # After hooks that exchange the pipeline between epochs.
+    # After hooks that replace the pipeline between epochs.
     priority = 'LOW'
 
     def before_train_epoch(self, runner: Runner) -> None:

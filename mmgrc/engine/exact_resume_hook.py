@@ -1,4 +1,4 @@
-"""Resuming that equals an uninterrupted run: random states, seeds, and the place in the epoch."""
+"""Resuming that equals an uninterrupted run: random states, seeds, and the position in the epoch."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from torch.utils.data import DataLoader, Sampler
 __all__ = ['ExactResumeHook', 'random_state', 'set_random_state']
 
 _KEY = 'exact_resume'
-# Seeds of the workers of two epochs lie further apart than those of two ranks.
+# Worker seeds of two epochs differ by more than those of two ranks.
 _EPOCH_STRIDE = 100003
 
 
 def random_state() -> dict:
-    """The state of this process's generators: Python's, NumPy's, torch's, and that of its CUDA device where it has one.
+    """The state of this process's generators: Python's, NumPy's, torch's, and its CUDA device's if it has one.
 
     Returns:
-        Tensors and numbers only, so that it can be loaded with torch's ``weights_only`` check on.
+        Only tensors and numbers, so that torch can load it with ``weights_only=True``.
     """
     version, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached_gauss = np.random.get_state()
@@ -46,7 +46,7 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Bring this process's generators to what :func:`random_state` gave."""
+    """Restore this process's generators to a state from :func:`random_state`."""
     python, numpy = state['python'], state['numpy']
     random.setstate((python['version'], tuple(python['words'].tolist()), python['gauss']))
     keys = numpy['keys'].cpu().numpy().astype(np.uint32)
@@ -57,12 +57,12 @@ def set_random_state(state: dict) -> None:
 
 
 class _RestOfEpoch(Sampler):
-    """A batch sampler that once leaves out what was trained on before an interruption.
+    """A batch sampler that skips, once, the batches from before an interruption.
 
     Args:
         batches: The batch sampler of the loader.
-        done: How many of the epoch's batches to leave out.
-        state: Random state to set just before the first batch is loaded, when the loader has drawn its own numbers.
+        done: How many batches of the epoch to skip.
+        state: Random state to restore after the loader has drawn its own numbers, before it loads the first batch.
     """
 
     def __init__(self, batches: Sampler, done: int, state: dict) -> None:
@@ -88,35 +88,36 @@ class _RestOfEpoch(Sampler):
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """Save with each checkpoint what a resumed run needs to equal the uninterrupted one, rank by rank.
+    """Save with each checkpoint what a resumed run needs to equal the uninterrupted one, for each rank.
 
-    MMEngine saves none of it. These are the states of the random generators, the sampler's seed (drawn anew by MMEngine
-    where the config has none) and, for a checkpoint in mid-epoch, how many batches of the epoch are done. For that
+    MMEngine saves none of it. The hook saves the states of the random generators and the sampler's seed, which MMEngine
+    would otherwise draw again if the config has none. For a checkpoint in mid-epoch, it also saves how many batches of
+    the epoch are done. To make this exact:
 
-    - validation leaves the generators as they were, since a resumed run does not repeat it;
-    - each epoch has worker processes of its own, with seeds of its own, where otherwise their state would be lost.
+    - Validation restores the generators, since a resumed run does not repeat it.
+    - Each epoch has its own worker processes with their own seeds. Otherwise the state of the workers would be lost.
 
-    After a stop in mid-epoch the workers of the rest of that epoch start with its seeds again: the data order is the
-    uninterrupted run's, augmentations are not. With ``num_workers=0`` they are, too.
+    After a stop in mid-epoch, the workers for the rest of that epoch start again with its seeds. The data order is that
+    of the uninterrupted run, but the augmentations are not. With ``num_workers=0`` the augmentations are the same, too.
     """
 
-    # Before the checkpoint of the same moment is written.
+    # Before the checkpoint of the same iteration is written.
     priority = 'LOW'
 
     def __init__(self) -> None:
         self._loaded: dict | None = None
         self._collected: dict | None = None
         self._before_val: dict | None = None
-        # Of the current epoch: batches that were done before an interruption, and all that are done.
+        # In the current epoch: the batches done before an interruption, and all batches done.
         self._batches_before = 0
         self._batches_done = 0
 
     def collect(self, runner: Runner, iteration: int) -> None:
-        """Gather every rank's state for a checkpoint that follows; called on all ranks.
+        """Gather every rank's state for the next checkpoint. Call it on all ranks.
 
         Args:
             runner: The runner of the training.
-            iteration: Number of iterations done, as the checkpoint's ``meta`` will have it.
+            iteration: Number of completed iterations, as in the checkpoint's ``meta``.
         """
         self._collected = {
             'iter': iteration,
@@ -127,8 +128,8 @@ class ExactResumeHook(Hook):
         }
 
     def before_train(self, runner: Runner) -> None:
-        """Go on with the state of the checkpoint that was resumed from, if any."""
-        # load_from without --resume starts afresh.
+        """Restore the state of the checkpoint that the run resumes from, if any."""
+        # load_from without --resume starts a new run.
         if self._loaded is not None and runner.iter > 0:
             self._restore(runner, self._loaded)
         self._loaded = None
@@ -136,8 +137,8 @@ class ExactResumeHook(Hook):
     def _restore(self, runner: Runner, saved: dict) -> None:
         if len(saved['ranks']) != get_world_size():
             runner.logger.warning(
-                f'The checkpoint is of {len(saved["ranks"])} ranks, this run has {get_world_size()}: its random state '
-                'and data order are not those of the interrupted run, and an epoch starts from its first batch.'
+                f'The checkpoint is of {len(saved["ranks"])} ranks, this run has {get_world_size()}. Its random state '
+                'and data order differ from those of the interrupted run, and the epoch starts from its first batch.'
             )
             return
         loader, done, state = runner.train_dataloader, saved['batches_done'], saved['ranks'][get_rank()]
@@ -149,40 +150,40 @@ class ExactResumeHook(Hook):
             return
         changed = _what_changed(saved, _describe_epoch(runner))
         if changed:
-            fresh = f' Epoch {runner.epoch + 1} starts from its first batch.' if done else ''
+            restart = f' Epoch {runner.epoch + 1} starts from its first batch.' if done else ''
             runner.logger.warning(
-                f'The checkpoint was written with other batches ({changed}): the run goes on, but does not equal the '
-                f'uninterrupted one.{fresh}'
+                f'The checkpoint was written with other batches ({changed}). The run continues, but does not equal the '
+                f'uninterrupted one.{restart}'
             )
         if changed or not done:
             set_random_state(state)
             return
-        runner.logger.info(f'Going on after batch {done} of {len(loader)} of epoch {runner.epoch + 1}')
+        runner.logger.info(f'Continuing after batch {done} of {len(loader)} of epoch {runner.epoch + 1}')
         self._batches_before = self._batches_done = done
-        # A loader refuses a new batch sampler once it is made; nothing has been drawn from this one yet.
+        # A loader refuses a new batch sampler after its creation. Nothing has been drawn from this one yet.
         vars(loader)['batch_sampler'] = _RestOfEpoch(loader.batch_sampler, done, state)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Give the epoch worker processes of its own, with seeds that follow from the epoch."""
+        """Start new worker processes for the epoch, with seeds that depend on the epoch."""
         loader = runner.train_dataloader
         start = loader.worker_init_fn
         if loader.num_workers == 0 or not isinstance(start, functools.partial) or start.func is not worker_init_fn:
             return
         seed = (runner.seed + runner.epoch * _EPOCH_STRIDE) % 2**31
         loader.worker_init_fn = functools.partial(worker_init_fn, **{**start.keywords, 'seed': seed})
-        # Persistent workers of the epoch before end with their iterator.
+        # Persistent workers of the previous epoch end with their iterator.
         loader._iterator = None
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Gather the state for a checkpoint at the end of the epoch."""
-        # The epoch that follows starts at its first batch.
+        # The next epoch starts at its first batch.
         self._batches_before = self._batches_done = 0
         self.collect(runner, runner.iter)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
     ) -> None:
-        """Count the batch, and gather the state where a checkpoint by iterations follows."""
+        """Count the batch, and gather the state if a checkpoint by iterations follows."""
         self._batches_done = self._batches_before + batch_idx + 1
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook) and not hook.by_epoch:
@@ -192,33 +193,33 @@ class ExactResumeHook(Hook):
                     return
 
     def before_val(self, runner: Runner) -> None:
-        """Keep the random state; it is set again when validation ends."""
+        """Store the random state, to restore it when validation ends."""
         self._before_val = random_state()
 
     def after_val(self, runner: Runner) -> None:
-        """Forget what validation drew."""
+        """Restore the random state from before validation."""
         if self._before_val is not None:
             set_random_state(self._before_val)
             self._before_val = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the state to the checkpoint, if it was gathered at the same moment."""
+        """Add the state to the checkpoint, if it was gathered at the same iteration."""
         if self._collected is not None and self._collected['iter'] == checkpoint['meta']['iter']:
             checkpoint[_KEY] = self._collected
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the state until the loaders and the seed are set."""
+        """Keep the state until the loaders and the seed are ready."""
         self._loaded = checkpoint.get(_KEY)
         if self._loaded is None and runner._resume:
             runner.logger.log(
                 logging.WARNING,
-                'The checkpoint holds no random state (it was written without ExactResumeHook): the resumed run is '
-                'valid, but does not equal the uninterrupted one to the bit.',
+                'The checkpoint has no random state (it was written without ExactResumeHook). The resumed run is '
+                'valid, but does not equal the uninterrupted one bit for bit.',
             )
 
 
 def _describe_epoch(runner: Runner) -> dict[str, int]:
-    """What an epoch consists of; a place in it means something only in an epoch of the same kind."""
+    """What an epoch consists of. A position in an epoch is only valid in an epoch of the same kind."""
     loader = runner.train_dataloader
     if not isinstance(runner.train_loop, EpochBasedTrainLoop):
         return {}
@@ -230,13 +231,13 @@ def _describe_epoch(runner: Runner) -> dict[str, int]:
 
 
 def _what_changed(saved: dict, epoch: dict[str, int]) -> str:
-    """How the epochs of a checkpoint differ from those of this run; empty where they do not."""
+    """How the epochs of a checkpoint differ from those of this run. Empty if they do not."""
     then = saved.get('epoch')
     if then is None:
-        # Written by a version that did not say; its count can be wrong.
+        # An older version did not store it, and its count can be wrong.
         done, batches = saved['batches_done'], epoch['batches']
-        return '' if 0 <= done <= batches else f'{done} batches done of an epoch that has {batches} now'
-    # A training by iterations has no epochs to describe.
+        return '' if 0 <= done <= batches else f'{done} batches done of an epoch that now has {batches}'
+    # Training by iterations has no epochs to describe.
     differing = [name for name in epoch if then.get(name) != epoch[name]]
     return ', '.join(f'{name}: {then.get(name, "unknown")}, now {epoch[name]}' for name in differing)
 

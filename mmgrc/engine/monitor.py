@@ -1,4 +1,4 @@
-"""What the memory does during training, for the logs."""
+"""Log what the memory does during training."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class GRCMonitorHook(Hook):
 
     A record has, for each layer with a memory, under the layer's name in the model:
 
-    - ``grc_sigma_lambda``: σ(λ), the memory's share of the mix, mean over the heads;
+    - ``grc_sigma_lambda``: σ(λ), the weight of the memory in the mix, averaged over the heads;
     - ``grc_update_gate``, ``grc_reset_gate``: means of the gates over images, cells and channels, in (0, 1);
     - ``grc_cache_rms``: root mean square of the cache after the step;
-    - ``grc_cache_change``: root mean square of what the step changed in it, relative to the above;
-    - ``grc_rank_drift``: largest difference of a value of the cache between ranks; only where there are several. It is
-      0 with ``grc.sync``;
+    - ``grc_cache_change``: root mean square of the change in the step, relative to ``grc_cache_rms``;
+    - ``grc_rank_drift``: largest difference of a cache value between ranks, if there are several. It is 0 with
+      ``grc.sync``;
 
-    and ``grc_skipped_steps``, how many steps of this process were not stored, for a value that was not finite. In all
-    other iterations the hook does nothing. A model without a memory logs nothing.
+    and ``grc_skipped_steps``, the number of steps of this process that were not stored because a value was not finite.
+    In all other iterations the hook does nothing. A model without a memory logs nothing.
 
     Args:
         interval: Iterations from one record to the next.
@@ -63,7 +63,7 @@ class GRCMonitorHook(Hook):
         }
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        """Keep the caches as they are, and watch the gates of the coming forward, where the iteration is logged."""
+        """If the iteration is logged, copy the caches and watch the gates of the next forward."""
         if not self._layers or not self.every_n_train_iters(runner, self.interval):
             return
         self._before = {name: layer.cache.clone() for name, layer in self._layers.items()}
@@ -80,7 +80,7 @@ class GRCMonitorHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        """Log what was seen."""
+        """Log the values."""
         if not self._handles:
             return
         for handle in self._handles:
@@ -90,13 +90,13 @@ class GRCMonitorHook(Hook):
             rms = layer.cache.square().mean().sqrt()
             change = (layer.cache - self._before[name]).square().mean().sqrt()
             records[f'grc_sigma_lambda/{name}'] = layer.lam.detach().sigmoid().mean()
-            # A compiled model does not call hooks: it has no gates to log.
+            # A compiled model does not call hooks, so there are no gates to log.
             if name in self._gates:
                 records[f'grc_update_gate/{name}'], records[f'grc_reset_gate/{name}'] = self._gates[name]
             records[f'grc_cache_rms/{name}'] = rms
             records[f'grc_cache_change/{name}'] = change / rms.clamp(min=torch.finfo(rms.dtype).tiny)
         records.update(self._rank_drift())
-        # One transfer from the device for all of them.
+        # One transfer from the device for all values.
         values = torch.stack([value.float() for value in records.values()]).tolist()
         skipped = sum(backbone.skipped_commits for backbone in self._backbones)
         runner.visualizer.add_scalars(

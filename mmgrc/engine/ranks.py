@@ -1,4 +1,4 @@
-"""Ranks: the processes of a distributed run, with a GPU each or without any."""
+"""Ranks: the processes of a distributed run, each with one GPU, or all without."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
     'start_cpu_ranks',
 ]
 
-# Below Linux's ephemeral ports (from 32768), from which other programs get theirs.
+# Below Linux's ephemeral ports (from 32768), which other programs use.
 _FIRST_PORT, _PORTS = 20000, 12000
 _NEEDED = {
     'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'),
@@ -31,11 +31,11 @@ _REMEDIES = {
 
 
 class LauncherError(RuntimeError):
-    """This process was not started by the launcher that it was told of, or has no GPU of its own."""
+    """This process was not started by the given launcher, or has no GPU of its own."""
 
 
 def check_launcher(launcher: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Check that the launcher has told this process which rank it is.
+    """Check that the launcher has told this process its rank.
 
     Args:
         launcher: ``'pytorch'`` or ``'slurm'``.
@@ -60,16 +60,16 @@ def check_launcher(launcher: str, environ: Mapping[str, str] = os.environ) -> No
 
 
 def is_first_of_machine(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this is the one process of its machine that does what all of them need done once."""
+    """Whether this is the one process of its machine that does the common work for all of them."""
     return all(environ.get(name, '0') == '0' for name in ('LOCAL_RANK', 'SLURM_LOCALID'))
 
 
 def read_slurm_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set torch's variables for ranks from Slurm's.
 
-    ``MASTER_ADDR`` and ``MASTER_PORT`` are kept where they are set. The port follows from the ids of job and step, so
-    that two of them on a host do not meet. On one node the address is the loopback's, for a node's name need not
-    resolve.
+    ``MASTER_ADDR`` and ``MASTER_PORT`` are kept if they are set. The port is computed from the ids of job and step, so
+    that two jobs on a host do not collide. On one node the address is the loopback address, since the name of a node
+    may not resolve.
     """
     environ['RANK'] = environ['SLURM_PROCID']
     environ['WORLD_SIZE'] = environ['SLURM_NTASKS']
@@ -85,15 +85,15 @@ def read_slurm_environment(environ: MutableMapping[str, str] = os.environ) -> No
 
 
 def start_cpu_ranks(config: Mapping) -> dict:
-    """Make a gloo process group for ranks without a GPU, from torch's environment variables.
+    """Create a gloo process group for ranks without a GPU, from torch's environment variables.
 
-    MMEngine's own start asks for CUDA whatever the backend, but it is skipped where a process group is there already.
+    MMEngine's own initialisation needs CUDA whatever the backend. It is skipped if a process group exists already.
 
     Args:
-        config: The whole config; of ``env_cfg.dist_cfg`` only ``timeout`` (in seconds) is used.
+        config: The whole config. Of ``env_cfg.dist_cfg`` only ``timeout`` (in seconds) is used.
 
     Returns:
-        What to merge into the config: a model wrapper without device ids.
+        Entries to merge into the config: a model wrapper without device ids.
     """
     options = (config.get('env_cfg') or {}).get('dist_cfg') or {}
     timeout = {'timeout': timedelta(seconds=options['timeout'])} if options.get('timeout') else {}
@@ -103,7 +103,7 @@ def start_cpu_ranks(config: Mapping) -> dict:
         'broadcast_buffers': False,
         'find_unused_parameters': config.get('find_unused_parameters', False),
         **(config.get('model_wrapper_cfg') or {}),
-        # The key must be there: MMEngine fills in the local rank where it is not.
+        # The key must exist. Otherwise MMEngine fills in the local rank.
         'device_ids': None,
     }
     return {f'model_wrapper_cfg.{name}': value for name, value in wrapper.items()}

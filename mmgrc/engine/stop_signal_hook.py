@@ -1,4 +1,4 @@
-"""A stop on request: a signal, a checkpoint, an orderly end."""
+"""Stop a run on request: on a signal, save a checkpoint and end."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class TrainingStopped(Exception):  # noqa: N818
 
 @HOOKS.register_module()
 class StopSignalHook(Hook):
-    """On a signal, save a checkpoint after the current iteration and end the run; ``--resume`` goes on from there.
+    """On a signal, save a checkpoint after the current iteration and end the run. ``--resume`` continues from there.
 
-    Batch systems send the signal before they end a job, see ``tools/sbatch_train.sh``. It may reach one rank or all:
-    ranks agree at each iteration, by one number.
+    Batch systems send the signal before they end a job, see ``tools/sbatch_train.sh``. It may reach one rank or all.
+    The ranks agree at each iteration, by exchanging one number.
 
     Args:
         name: Name of the signal.
@@ -38,12 +38,12 @@ class StopSignalHook(Hook):
         ValueError: There is no such signal.
     """
 
-    # After all that an iteration changes.
+    # After everything else in an iteration.
     priority = 'LOWEST'
 
     def __init__(self, name: str = 'SIGUSR1') -> None:
         if name not in signal.Signals.__members__:
-            raise ValueError(f'StopSignalHook: name={name!r} is no signal; SIGUSR1 is one')
+            raise ValueError(f'StopSignalHook: name={name!r} is not a signal; give a name such as SIGUSR1')
         self.signal = signal.Signals[name]
         self._asked = False
         self._previous: object = None
@@ -52,17 +52,17 @@ class StopSignalHook(Hook):
         self._asked = True
 
     def before_train(self, runner: Runner) -> None:
-        """Listen from here on."""
+        """Install the signal handler."""
         self._previous = signal.signal(self.signal, self._ask)
 
     def after_train(self, runner: Runner) -> None:
-        """Leave the signal to whom it belonged."""
+        """Restore the previous signal handler."""
         signal.signal(self.signal, self._previous or signal.SIG_DFL)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
     ) -> None:
-        """Stop, on all ranks alike, where any of them was asked to.
+        """Stop on all ranks if any of them received the signal.
 
         Raises:
             TrainingStopped: The checkpoint is written.
@@ -77,11 +77,11 @@ class StopSignalHook(Hook):
         hook = next((hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)), None)
         if hook is None:
             raise TrainingStopped(
-                f'{self.signal.name}: stopped without a checkpoint, for there is no AtomicCheckpointHook'
+                f'{self.signal.name}: stopped without a checkpoint, since there is no AtomicCheckpointHook'
             )
         path = hook.save_now(runner, CHECKPOINT_NAME)
-        # A launcher may end the other ranks when the first is gone.
+        # A launcher may end the other ranks when the first one exits.
         barrier()
         raise TrainingStopped(
-            f'{self.signal.name}: stopped after iteration {runner.iter + 1}; saved to {path}. Go on with --resume'
+            f'{self.signal.name}: stopped after iteration {runner.iter + 1}; saved to {path}. Continue with --resume'
         )

@@ -1,1 +1,1 @@
-"""The environment: which versions work, and what works on a machine. Importing it needs nothing of MMDetection."""
+"""The environment: the versions that work. Importing it does not need MMDetection."""

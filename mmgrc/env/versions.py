@@ -1,4 +1,4 @@
-"""The software that mmgrc stands on: which versions were tested, and a check of those that are installed."""
+"""The packages that mmgrc needs: the tested versions, and a check of the installed ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
 
 
 class StackError(ImportError):
-    """An installed package is missing or too old or too new."""
+    """A package is missing, too old or too new."""
 
 
 class Requirement(NamedTuple):
@@ -41,7 +41,7 @@ class Requirement(NamedTuple):
 
 _MMCV = 'pip install --no-build-isolation mmcv==2.1.0'
 REBUILD_MMCV = f'pip uninstall -y mmcv; pip cache remove mmcv; {_MMCV}'
-"""The command that compiles mmcv's ops anew, against the torch that is installed."""
+"""The command that recompiles mmcv's ops against the installed torch."""
 REQUIREMENTS = (
     Requirement('torch', '2.13.0', '2.1', None, 'pip install torch==2.13.0'),
     Requirement('mmengine', '0.10.7', '0.10.3', '1.0', 'pip install mmengine==0.10.7'),
@@ -53,7 +53,7 @@ REQUIREMENTS = (
 
 
 def installed_version(package: str) -> str | None:
-    """The version of a package that is installed, or None."""
+    """The installed version of a package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -61,11 +61,11 @@ def installed_version(package: str) -> str | None:
 
 
 def version_problem(need: Requirement, found: str | None) -> str | None:
-    """What is wrong with an installed version, without the remedy; None where it works."""
+    """What is wrong with an installed version, without the remedy. None if it works."""
     if found is None:
         return f'{need.package} is not installed (needed: {need.allowed})'
     if find_spec('packaging') is None:
-        # It comes with the other packages: what matters is that those are missing.
+        # It comes with the other packages. The relevant problem is that those are missing.
         return None
     from packaging.version import Version
 
@@ -75,10 +75,10 @@ def version_problem(need: Requirement, found: str | None) -> str | None:
 
 
 def check_stack() -> None:
-    """Check that every package of :data:`REQUIREMENTS` is there in a version that works, mmcv with its compiled ops.
+    """Check that every package of :data:`REQUIREMENTS` is installed in a version that works, mmcv with compiled ops.
 
     Raises:
-        StackError: One is not. The message names all that are wrong, and what to type.
+        StackError: A package does not pass. The message names all of them, and what to type.
     """
     problems = []
     for need in REQUIREMENTS:

@@ -1,4 +1,4 @@
-"""Detectors on images that are in no data set: what is loaded, which images there are, and what is written."""
+"""Run detectors on individual images: load the detector, find the images, and write the results."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def load_detector(config: Config, checkpoint: str, device: str | None = None) ->
     Args:
         config: Config that the checkpoint was trained with.
         checkpoint: Checkpoint file.
-        device: ``'cpu'``, ``'cuda:0'``, ...; None: a GPU where there is one.
+        device: ``'cpu'``, ``'cuda:0'``, ... None: a GPU if there is one.
 
     Raises:
-        InputError: The checkpoint cannot be read or is of another model, or there is no such device.
+        InputError: The checkpoint cannot be read or belongs to another model, or there is no such device.
     """
     if device is None:
         device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
@@ -49,20 +49,20 @@ def load_detector(config: Config, checkpoint: str, device: str | None = None) ->
         raise InputError(f'the device {device!r} cannot be used: {str(error).splitlines()[0]}') from error
     check_checkpoint(config, checkpoint)
     with warnings.catch_warnings():
-        # The classes of the config stand in for those that a converted checkpoint lacks.
+        # A converted checkpoint has no class names. The config gives them instead.
         warnings.filterwarnings('ignore', message='dataset_meta or class names are not saved')
         return init_detector(config, checkpoint, device=device)
 
 
 def find_images(source: str) -> list[Path]:
-    """The images that a path, a folder or a pattern stands for, sorted.
+    """Find the images of a path, a folder or a pattern, sorted.
 
     Args:
-        source: A file, whatever its name; a folder, whose images are taken by their suffix, those of folders in it too;
-            or a pattern with ``*``, ``?`` or ``**``.
+        source: A file with any name; a folder, which is searched recursively for files with an image suffix; or a
+            pattern with ``*``, ``?`` or ``**``.
 
     Raises:
-        InputError: There are none.
+        InputError: There are no images.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -79,11 +79,11 @@ def find_images(source: str) -> list[Path]:
 
 
 def select_classes(model: nn.Module, names: Sequence[str] | None) -> list[int]:
-    """The labels of classes.
+    """Return the labels of classes.
 
     Args:
         model: What :func:`load_detector` gave.
-        names: Names of classes; None stands for all.
+        names: Names of classes. None means all.
 
     Raises:
         InputError: The detector has no class of a name.
@@ -104,18 +104,18 @@ def detect(
     """Detect objects on images; write a drawing of each and one file of all detections.
 
     The drawings are ``OUT_DIR/drawings/NAME.jpg``. ``OUT_DIR/detections.json`` is a data set in COCO's format whose
-    annotations have a ``score`` each; it is written at the end, and when the generator is closed before.
+    annotations have a ``score``. It is written at the end, or when the generator is closed early.
 
     Args:
         model: What :func:`load_detector` gave.
         images: Image files.
-        out_dir: Folder to write to, made where it is missing.
-        score_thr: Least score of a detection, in [0, 1].
+        out_dir: Folder to write to, created if it is missing.
+        score_thr: Minimum score of a detection, in [0, 1].
         labels: The labels to keep.
 
     Yields:
-        Each image, when it is done, and None, or why it failed. An image that could not be drawn has its detections in
-        the file nevertheless.
+        Each image after it is processed, with None or the reason why it failed. If an image could not be drawn, the
+        file still has its detections.
 
     Raises:
         OSError: The folder or the file cannot be written.
@@ -136,7 +136,7 @@ def detect(
                 keep = (found.scores >= score_thr) & torch.isin(found.labels, torch.tensor(list(labels)))
                 new = list(_annotations(found[keep], len(done) + 1, count))
             except Exception as error:
-                # Whatever an image is the reason of, the others are worth doing.
+                # Whatever fails for one image, the others are still processed.
                 problem = describe_failure(path, error)
             if problem:
                 _free_memory()
@@ -150,7 +150,7 @@ def detect(
                 draw_detections(image[..., ::-1], objects, classes, palette, drawings / names[path])
             except Exception as error:
                 (drawings / names[path]).unlink(missing_ok=True)
-                problem = f'{describe_failure(path, error)}; it is not drawn, but its detections are kept'
+                problem = f'{describe_failure(path, error)}; it is not drawn, but its detections are stored'
             yield path, problem
     finally:
         content = {
@@ -163,12 +163,12 @@ def detect(
 
 
 def describe_failure(path: str | Path, error: Exception) -> str:
-    """Why an image could not be worked on, in one line that names it.
+    """Describe why an image could not be processed, in one line that names it.
 
     Args:
         path: The image.
-        error: What was raised: by :func:`~mmgrc.datasets.images.read_image`, whose messages stand for themselves, or by
-            anything after it, of which the place in the code is said, too.
+        error: An error of :func:`~mmgrc.datasets.images.read_image`, whose message is used as it is, or of later code.
+            For the latter the description includes the position in the code.
     """
     message = ' '.join(str(error).split())
     if isinstance(error, ValueError) and str(path) in message:
@@ -180,13 +180,13 @@ def describe_failure(path: str | Path, error: Exception) -> str:
 
 
 def _free_memory() -> None:
-    # What did not fit must not take the room of the images after it.
+    # Free the memory of the image that did not fit, for the images after it.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def _drawing_names(images: Sequence[Path]) -> dict[Path, str]:
-    """A file name for the drawing of each image, no two alike."""
+    """A unique file name for the drawing of each image."""
     names: dict[Path, str] = {}
     used: set[str] = set()
     for path in images:
@@ -200,7 +200,7 @@ def _drawing_names(images: Sequence[Path]) -> dict[Path, str]:
 
 
 def _annotations(found: InstanceData, image_id: int, count: int) -> Iterator[tuple[dict, np.ndarray | None]]:
-    """COCO annotations, numbered after ``count`` others, and their masks (H, W) where there are any."""
+    """COCO annotations, numbered after ``count`` others, and their masks (H, W), if any."""
     boxes = found.bboxes.double().numpy()
     masks = found.masks.numpy() if 'masks' in found else [None] * len(boxes)
     for i, (left, top, right, bottom) in enumerate(boxes):

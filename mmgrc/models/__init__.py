@@ -1,6 +1,6 @@
 """GRC attention on torch alone, and the backbones of MMDetection that have it.
 
-The backbones are imported where they are asked for, since they need MMDetection.
+The backbones are imported on first use, since they need MMDetection.
 """
 
 from importlib import import_module

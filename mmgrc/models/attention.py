@@ -18,9 +18,9 @@ __all__ = ['GRCAttention', 'commit_caches']
 class GRCAttention(nn.Module):
     """Multi-head self-attention of tokens on a grid, with a memory. As easy to use as ``nn.MultiheadAttention``.
 
-    In training mode each forward proposes a new cache. By default it is stored at the end of that forward. With
-    ``auto_commit=False`` it is stored by :func:`commit_caches`, once for all layers at the end of a step. That is
-    needed with activation checkpointing, which runs a forward twice, and is quicker on several ranks.
+    In training mode each forward computes a new cache. By default it is stored at the end of that forward. With
+    ``auto_commit=False``, :func:`commit_caches` stores it, once for all layers at the end of a step. Activation
+    checkpointing needs this, since it runs a forward twice. It is also faster on several ranks.
 
     Args:
         embed_dims: Channels of the tokens, ``D``.
@@ -31,10 +31,10 @@ class GRCAttention(nn.Module):
         proj_drop: Dropout of both outputs, in [0, 1].
         auto_commit: Whether a training forward stores its new cache itself.
         sync: Whether ranks average their caches, where ``torch.distributed`` is initialised.
-        grc: The other arguments of :class:`~mmgrc.models.grc.GRC`, as ``cache_ratio`` and ``variant``.
+        grc: The other arguments of :class:`~mmgrc.models.grc.GRC`, such as ``cache_ratio`` and ``variant``.
 
     Raises:
-        ValueError: ``embed_dims`` is no multiple of ``num_heads``; and see :class:`~mmgrc.models.grc.GRC`.
+        ValueError: ``embed_dims`` is not a multiple of ``num_heads``. See also :class:`~mmgrc.models.grc.GRC`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class GRCAttention(nn.Module):
     ) -> None:
         super().__init__()
         if embed_dims % num_heads:
-            raise ValueError(f'embed_dims={embed_dims} is no multiple of num_heads={num_heads}')
+            raise ValueError(f'embed_dims={embed_dims} is not a multiple of num_heads={num_heads}')
         self.num_heads, self.attn_drop, self.proj_drop = num_heads, attn_drop, proj_drop
         self.auto_commit, self.sync = auto_commit, sync
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
@@ -61,15 +61,15 @@ class GRCAttention(nn.Module):
             embed_dims, num_heads, cache_size, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop, **grc
         )
         self.new_cache: Tensor | None = None
-        """What the last training forward proposed, until it is stored."""
+        """The new cache of the last training forward, until it is stored."""
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int], valid: Tensor | None = None) -> Tensor:
-        """Attend the tokens and the cache.
+        """Attend both to the tokens and to the cache.
 
         Args:
-            x: (B, T, D), tokens in rows.
+            x: (B, T, D), tokens in row-major order.
             hw_shape: Rows H and columns W of the tokens, T = H W.
-            valid: (B, 2), rows and columns of each image that are not padding, in tokens. None: all are valid.
+            valid: (B, 2), rows and columns of tokens in each image that are not padding. None: all tokens are valid.
 
         Returns:
             (B, T, D).
@@ -100,13 +100,13 @@ class GRCAttention(nn.Module):
 
 @torch.compiler.disable
 def commit_caches(model: nn.Module) -> bool:
-    """Store the new caches of all :class:`GRCAttention` layers of a model; for the end of a training step.
+    """Store the new caches of all :class:`GRCAttention` layers of a model, at the end of a training step.
 
-    One check and one collective serve all layers. Call it on all ranks, before or after the backward pass (after it,
-    with activation checkpointing).
+    One check and one collective serve all layers. Call it on all ranks, before or after the backward pass. With
+    activation checkpointing, call it after the backward pass.
 
     Returns:
-        Whether they were stored. If a value is not finite, on any rank, the caches stay as they are, which is logged.
+        Whether the caches were stored. If a value is not finite on any rank, they do not change, which is logged.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, GRCAttention) and m.new_cache is not None}
     if not layers:
@@ -117,7 +117,5 @@ def commit_caches(model: nn.Module) -> bool:
         layer.new_cache = None
     if skipped_for is not None:
         name = next(name for name, layer in layers.items() if layer.grc is skipped_for)
-        logging.getLogger('mmgrc').warning(
-            '%s: its new cache is not finite; the caches stay as they are', name or 'GRC'
-        )
+        logging.getLogger('mmgrc').warning('%s: the new cache is not finite; the caches do not change', name or 'GRC')
     return skipped_for is None

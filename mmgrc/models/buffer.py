@@ -1,4 +1,4 @@
-"""The cache as a buffer: its size is fixed, its precision is float32, and a checkpoint of another size is refused."""
+"""The cache as a buffer of fixed size in float32. It refuses a checkpoint with another size."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ['CacheBuffer']
 
 
 class CacheBuffer(nn.Module):
-    """Base of modules with a cache (1, T_m, D_m), a buffer that starts as zeros."""
+    """Base of modules with a cache (1, T_m, D_m), a buffer that starts with zeros."""
 
     cache: Tensor
 
     def register_cache(self, size: tuple[int, int], dims: int) -> None:
-        """Make the cache.
+        """Create the cache.
 
         Args:
             size: Its rows and columns, T_m = rows * columns.
@@ -32,7 +32,7 @@ class CacheBuffer(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Refuse a cache of another size, which lenient loaders only warn of.
+        """Refuse a cache of another size. Lenient loaders only warn about it.
 
         Raises:
             ValueError: The checkpoint's cache has another shape.
@@ -43,7 +43,7 @@ class CacheBuffer(nn.Module):
             raise ValueError(
                 f"{prefix}cache: the checkpoint's cache has the shape {tuple(stored.shape)}, the model's has "
                 f'{tuple(self.cache.shape)} ({rows} x {cols} tokens of {self.cache.shape[2]} channels). Set '
-                'grc.cache_sizes and grc.cache_ratio to what the checkpoint was trained with, or, where '
+                'grc.cache_sizes and grc.cache_ratio to what the checkpoint was trained with. If '
                 'grc.cache_sizes was changed on purpose, write a resized checkpoint with '
                 'tools/convert_checkpoint.py --resize-caches.'
             )

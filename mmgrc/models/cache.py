@@ -1,4 +1,4 @@
-"""The state of a model with memory: who reads the caches in a step, and the one place where they change."""
+"""The state of a model with a memory: how a step reads the caches, and the one place that writes them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ['CacheStep', 'CachedBlock', 'commit', 'copy_caches']
 
 
 class CachedBlock(nn.Module):
-    """Base of the transformer blocks: a pure function of its arguments and weights, so that it can be run twice.
+    """Base of the transformer blocks. A block is a pure function of its arguments and weights, so it can run twice.
 
     Args:
-        with_cp: Whether to store only the inputs of the two halves for the backward pass, and recompute the rest.
+        with_cp: Whether to store only the inputs of the two halves for the backward pass and recompute the rest.
     """
 
     attn: nn.Module
-    """The attention, whose ``grc`` is its :class:`GRC` layer, or None."""
+    """The attention layer. Its ``grc`` is a :class:`GRC` layer or None."""
 
     def __init__(self, with_cp: bool = False) -> None:
         super().__init__()
@@ -43,8 +43,8 @@ class CachedBlock(nn.Module):
         Args:
             x: (B, T, D), tokens.
             hw_shape: Rows and columns of the tokens.
-            cache: (1, T_m, D_m), the cache as it was before this step; None without a memory.
-            resampling: From the tokens' grid to the cache's; None without a memory.
+            cache: (1, T_m, D_m), the cache before this step. None without a memory.
+            resampling: From the tokens' grid to the cache's. None without a memory.
 
         Returns:
             (B, T, D), and the new cache (1, T_m, D_m), if any.
@@ -53,7 +53,7 @@ class CachedBlock(nn.Module):
         return self._run(self._feed_forward, x, hw_shape), new_cache
 
     def _run(self, half: Callable, *args):
-        # Each half by itself: in the backward pass only one of them is in memory at a time.
+        # Each half is checkpointed separately, so that the backward pass has only one of them in memory at a time.
         if self.with_cp and torch.is_grad_enabled():
             return checkpoint(half, *args, use_reentrant=False)
         return half(*args)
@@ -68,13 +68,13 @@ class CachedBlock(nn.Module):
 
 
 class CacheStep:
-    """One forward of a backbone: its blocks read their caches, and the new ones are kept for the end.
+    """One forward of a backbone. Its blocks read their caches, and the new caches are collected until the end.
 
     Args:
         options: The options of the memory.
-        images: (B, C, H, W), its input.
-        caches: Copies of the caches, made before a compiled graph begins. Those that are not there are copied here:
-            graphs use copies throughout, since a commit may come before the backward pass.
+        images: (B, C, H, W), the input.
+        caches: Copies of the caches, made before a compiled graph begins. Missing ones are copied here. Graphs use
+            only copies, since a commit may come before the backward pass.
     """
 
     def __init__(self, options: GRCConfig, images: Tensor, caches: Mapping[GRC, Tensor]) -> None:
@@ -89,7 +89,7 @@ class CacheStep:
 
         Args:
             stage: Its number, from 0.
-            blocks: Its blocks, and stock layers that stand between them.
+            blocks: Its blocks, and stock layers between them.
             x: (B, T, D), tokens.
             hw_shape: Rows and columns of the tokens.
 
@@ -114,32 +114,31 @@ class CacheStep:
         return keep_token_layout(x)
 
 
-# Not compiled: a compiled graph would keep the cache itself for the backward pass, and not the copy.
+# Not compiled: a compiled graph would store the cache itself for the backward pass instead of the copy.
 @torch.compiler.disable
 def copy_caches(layers: Iterable[GRC]) -> dict[GRC, Tensor]:
-    """Copies of the caches of some layers, as they are before a step."""
+    """Copy the caches of some layers before a step."""
     return {layer: layer.cache.clone() for layer in layers}
 
 
 @torch.compiler.disable
 @torch.no_grad()
 def commit(new_caches: Sequence[tuple[GRC, Tensor]], sync: bool = True) -> GRC | None:
-    """Write the new caches of a step, on all ranks alike.
+    """Write the new caches of a step, in the same way on all ranks.
 
-    One check and one collective serve all layers. A step with a value that is not finite, on any rank, is not written
-    at all.
+    One check and one collective serve all layers. A step with a value that is not finite, on any rank, is not written.
 
     Args:
         new_caches: Layers, and their new caches (1, T_m, D_m).
-        sync: Whether ranks average them, where there are several.
+        sync: Whether the ranks average them, if there are several ranks.
 
     Returns:
-        The first layer whose new cache is not finite, if the step was not written for that reason.
+        None if the step was written. Otherwise the first layer whose new cache is not finite.
     """
     layers, caches = zip(*new_caches, strict=True)
     flat = torch.cat([cache.flatten() for cache in caches])
     if sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        # A value that is not finite on one rank makes the sum so on all: they skip together.
+        # If a value is not finite on one rank, the sum is not finite on any: all ranks skip together.
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
     new = list(zip(layers, flat.split([cache.numel() for cache in caches]), strict=True))

@@ -1,4 +1,4 @@
-"""Checkpoints of other code brought to the keys of the GRC backbones, and our own to other cache sizes."""
+"""Convert checkpoints of other code to the keys of the GRC backbones, and our own to other cache sizes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
     'start_silently',
 ]
 
-# Names of the published GRC module, and ours below the attention's `grc`.
+# Names in the published GRC module, and our names below the attention's `grc`.
 _PUBLISHED_GRC_NAMES = {
     'linear_update': 'update_gate',
     'linear_reset': 'reset_gate',
@@ -46,36 +46,36 @@ _PUBLISHED_GRC_KEY = re.compile(rf'block(\d+)\.(\d+)\.attn\.({"|".join(_PUBLISHE
 
 
 class LoadReport(NamedTuple):
-    """What became of a checkpoint's tensors and of a model's."""
+    """What happened to the tensors of a checkpoint and of a model."""
 
     loaded: list[str]
     """Keys of the model that the checkpoint filled."""
     missing: list[str]
-    """Keys of the stock backbone that it lacks."""
+    """Keys of the stock backbone that the checkpoint lacks."""
     new: list[str]
-    """Keys of the memory that it lacks: they start fresh."""
+    """Keys of the memory that the checkpoint lacks. Their values are new."""
     unused: list[str]
-    """Keys of the checkpoint that the model has no place for."""
+    """Keys of the checkpoint that are not in the model."""
 
     def __str__(self) -> str:
         return (
-            f'{len(self.loaded)} tensors loaded, {len(self.missing)} missing, {len(self.new)} new (the memory, which '
-            f'starts fresh), {len(self.unused)} of the checkpoint unused'
+            f'{len(self.loaded)} tensors loaded, {len(self.missing)} missing, {len(self.new)} new (the memory), '
+            f'{len(self.unused)} tensors of the checkpoint unused'
         )
 
 
 def checkpoint_state(checkpoint: Mapping) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, without the prefix of a distributed wrapper.
+    """Return the tensors of a checkpoint, without the prefix of a distributed wrapper.
 
     Args:
-        checkpoint: What a checkpoint file holds: a state dict, alone or under ``state_dict`` or ``model``.
+        checkpoint: The content of a checkpoint file: a state dict, alone or under ``state_dict`` or ``model``.
     """
     state = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
     return {key.removeprefix('module.'): value for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def backbone_state(checkpoint: Mapping) -> dict[str, Tensor]:
-    """The tensors of the backbone alone, see :func:`checkpoint_state`."""
+    """Return only the tensors of the backbone, see :func:`checkpoint_state`."""
     state = checkpoint_state(checkpoint)
     prefix = 'backbone.'
     if any(key.startswith(prefix) for key in state):
@@ -84,14 +84,14 @@ def backbone_state(checkpoint: Mapping) -> dict[str, Tensor]:
 
 
 def convert_pvt(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring a PVT or PVTv2 state dict to MMDetection's keys.
+    """Convert a PVT or PVTv2 state dict to MMDetection's keys.
 
     Args:
         state: Keys of the original PVT, of MMDetection, or of the published GRC code. The published cache of the last
-            stage holds the class token first, which is dropped as PVT's own is.
+            stage begins with the class token. It is dropped, like PVT's own class token.
     """
     state = {key.replace('.attn.attn_self_func.', '.attn.'): value for key, value in state.items()}
-    # MMDetection's layers count the position embedding as number 0.
+    # In MMDetection's layers the position embedding has the number 0.
     offset = int(any(key.startswith('pos_embed') for key in state))
     memory = {}
     for key in list(state):
@@ -106,14 +106,14 @@ def convert_pvt(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert_swin(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring a Swin state dict to MMDetection's keys, and its position tables to the model's sizes.
+    """Convert a Swin state dict to MMDetection's keys, and its position tables to the model's sizes.
 
     Args:
         state: Keys of the original Swin, or of MMDetection.
-        own: The model's state dict, for its shapes.
+        own: The model's state dict, which gives the shapes.
     """
     if not any(key.startswith('stages.') for key in state):
-        # Its masks and its last norm are of the classifier's image size; MMDetection's converter adds a prefix.
+        # The masks and the last norm belong to the classifier. MMDetection's converter adds a prefix.
         kept = {k: v for k, v in state.items() if not k.endswith('attn_mask') and not k.startswith('norm.')}
         state = {key.removeprefix('backbone.'): value for key, value in swin_converter(kept).items()}
     out = {}
@@ -143,19 +143,19 @@ def match_converted(
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None,
     with_caches: bool = True,
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Find what of a checkpoint of any known kind a backbone takes, and load nothing.
+    """Find the tensors of a checkpoint that fit a backbone, without loading them.
 
     Args:
         model: The backbone.
         checkpoint: See :func:`backbone_state`.
-        convert: Brings the keys to the model's; None: they are.
-        with_caches: Whether to take the caches too, or to leave those of the model as they are.
+        convert: Converts the keys to the model's. None: they are the model's already.
+        with_caches: Whether to take the caches too. Otherwise those of the model do not change.
 
     Returns:
-        The tensors that it takes, and what becomes of the rest.
+        The tensors that fit, and a report about the rest.
 
     Raises:
-        ValueError: No tensor of the checkpoint has a place in the model, or one has another shape there.
+        ValueError: No tensor of the checkpoint is in the model, or a tensor has another shape there.
     """
     state = backbone_state(checkpoint)
     if convert is not None:
@@ -177,11 +177,11 @@ def match_converted(
             f'{", ".join(list(own)[:3])} ...'
         )
     for key in report.loaded:
-        # A cache of another size has an error of its own, raised as it is loaded.
+        # A cache of another size has its own error, which is raised when it is loaded.
         if state[key].shape != own[key].shape and not key.endswith('.grc.cache'):
             raise ValueError(
                 f'{key}: the checkpoint has the shape {tuple(state[key].shape)}, {type(model).__name__} has '
-                f'{tuple(own[key].shape)}. It is a checkpoint of another size.'
+                f'{tuple(own[key].shape)}. It is a checkpoint of a model of another size.'
             )
     return {key: state[key] for key in report.loaded}, report
 
@@ -192,15 +192,15 @@ def load_converted(
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None,
     with_caches: bool = True,
 ) -> LoadReport:
-    """Load what :func:`match_converted` finds, whose arguments and errors these are, and log the report."""
+    """Load the tensors that :func:`match_converted` finds, and log the report. Arguments and errors are the same."""
     state, report = match_converted(model, checkpoint, convert, with_caches)
-    # The model's own values fill the gaps, so that loading does not warn of what the report says. Loading sees no gap
-    # then, and what is fresh is decided here.
+    # The model's own values fill the gaps, so that loading does not warn about what the report says. Loading then sees
+    # no missing key, so the silent start is decided here.
     start_silently(model, state)
     model.load_state_dict({**model.state_dict(), **state})
-    # A block that is left over is of a deeper model; other leftovers, as a classifier's head, are expected.
+    # An unused block belongs to a deeper model. Other unused tensors, such as a classifier's head, are expected.
     blocks = [key for key in report.unused if key.startswith(('layers.', 'stages.'))]
-    deeper = f' Unused blocks, as {blocks[0]}: are these the weights of a larger model?' if blocks else ''
+    deeper = f' Unused blocks, such as {blocks[0]}: are these the weights of a larger model?' if blocks else ''
     level = logging.WARNING if report.missing or blocks else logging.INFO
     print_log(f'{type(model).__name__}: {report}{"." if deeper else ""}{deeper}', logger='current', level=level)
     return report
@@ -208,22 +208,22 @@ def load_converted(
 
 @torch.no_grad()
 def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = '') -> None:
-    """Let fresh memories change nothing beside the stock weights that are about to be loaded.
+    """Let new memories change nothing at first, when stock weights are about to be loaded.
 
-    Done with ``grc.start='silent'``, for each attention layer whose stock output projection is in ``state`` and whose
-    memory has nothing there: the last layers of the memory become zero, and the output projection in ``state`` is
-    divided, head by head, by the share 1 - σ(λ) that the mix leaves of it. The layer then computes what the stock layer
-    does, in training too, with λ as published and neither a new key nor more to compute. All of the memory learns: λ
-    and the layers that are zero from the first step, what feeds them from the second.
+    With ``grc.start='silent'`` this is done for each attention layer whose stock output projection is in ``state``, if
+    ``state`` has no tensor of its memory. The last layers of the memory become zero. The output projection in ``state``
+    is divided, head by head, by 1 - σ(λ), its weight in the mix. The layer then computes the same function as the stock
+    layer, in training too. λ keeps its published value, and there is neither a new key nor more to compute. The whole
+    memory learns: λ and the zero layers from the first step, and the layers before them from the second step.
 
-    A small σ(λ) instead would only come near the stock function, would leave the positional convolution as it is, and
-    would scale down every gradient of the memory. Since the checkpoint's values are divided, and not the model's,
-    loading a second time gives the same weights.
+    A small σ(λ) would only approximate the stock function. It would not affect the positional convolution, and it would
+    scale down every gradient of the memory. The division changes the checkpoint's values instead of the model's, so
+    that loading a second time gives the same weights.
 
     Args:
         backbone: A :class:`~mmgrc.models.backbones.CachedBackbone`.
-        state: The tensors to load; those that change are replaced, none is written to.
-        prefix: What their keys have before the backbone's.
+        state: The tensors to load. Those that change are replaced, not modified in place.
+        prefix: The prefix of their keys before the backbone's keys.
     """
     if backbone.grc.start != 'silent':
         return
@@ -239,13 +239,13 @@ def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = 
             continue
         share = _silence(grc)
         for key, value in own.items():
-            # In the model's precision, whatever the checkpoint's; each row of a weight makes a channel.
+            # In the model's precision, whatever the checkpoint's. Each row of a weight gives one channel.
             state[key] = (state[key].to(value).t() / share).t()
         silent += 1
     if silent:
         print_log(
-            f'{type(backbone).__name__}: {silent} of {len(layers)} memories start silent: beside the stock weights '
-            'they change nothing until they have learned',
+            f'{type(backbone).__name__}: {silent} of {len(layers)} memories start silent: they do not change what '
+            'the stock weights compute until they have learned',
             logger='current',
             level=logging.INFO,
         )
@@ -253,10 +253,10 @@ def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = 
 
 @torch.no_grad()
 def _silence(layer: GRC) -> Tensor:
-    """Let a layer add nothing to the mix: the last weights of its two parts become zero.
+    """Let a layer add nothing to the mix, by setting the last layers of its two parts to zero.
 
     Returns:
-        (D,), the share 1 - σ(λ) that the mix still leaves of each channel of ``O_self``.
+        (D,), the factor 1 - σ(λ) of each channel of ``O_self`` in the mix.
     """
     for last in (layer.mem_attn.proj, layer.pos_conv):
         if last is not None:
@@ -266,13 +266,13 @@ def _silence(layer: GRC) -> Tensor:
 
 
 def pvt_config(state: Mapping[str, Tensor]) -> dict:
-    """The config of the GRC backbone that a converted PVT state dict is of, read from its shapes.
+    """Infer the config of the GRC backbone from the shapes of a converted PVT state dict.
 
     Args:
-        state: Keys of MMDetection.
+        state: A state dict with MMDetection's keys.
 
     Raises:
-        ValueError: It is no PVT.
+        ValueError: It is not a PVT.
     """
     stages: list[tuple[str, int]] = []
     while (patch := state.get(f'layers.{len(stages)}.0.projection.weight')) is not None:
@@ -281,7 +281,7 @@ def pvt_config(state: Mapping[str, Tensor]) -> dict:
         sorted({k.split('.')[3] for k in state if k.startswith(p) and '.norm1.' in k}, key=int) for p, _ in stages
     ]
     if not stages or not all(blocks):
-        raise ValueError(f'this is no checkpoint of a PVT. It has {", ".join(list(state)[:3]) or "nothing"} ...')
+        raise ValueError(f'this is not a checkpoint of a PVT. It has {", ".join(list(state)[:3]) or "nothing"} ...')
     first = [f'{prefix}{numbers[0]}.' for (prefix, _), numbers in zip(stages, blocks, strict=True)]
     dims = [dim for _, dim in stages]
     config: dict = {
@@ -289,7 +289,7 @@ def pvt_config(state: Mapping[str, Tensor]) -> dict:
         'embed_dims': dims[0],
         'num_stages': len(stages),
         'num_layers': [len(numbers) for numbers in blocks],
-        # Heads have as many channels as the first stage has, in every PVT.
+        # In every PVT, each head has as many channels as the first stage.
         'num_heads': [dim // dims[0] for dim in dims],
         'mlp_ratios': [state[f'{p}ffn.layers.0.weight'].shape[0] // dim for p, dim in zip(first, dims, strict=True)],
         'sr_ratios': [state[f'{p}attn.sr.weight'].shape[-1] if f'{p}attn.sr.weight' in state else 1 for p in first],
@@ -305,16 +305,16 @@ def pvt_config(state: Mapping[str, Tensor]) -> dict:
 
 
 def convert_checkpoint(checkpoint: Mapping) -> tuple[dict[str, Tensor], LoadReport]:
-    """Convert a PVT checkpoint of any known kind and try it on the backbone that it is of.
+    """Convert a PVT checkpoint of any known kind and load it into its backbone as a check.
 
     Args:
         checkpoint: See :func:`checkpoint_state`.
 
     Returns:
-        The tensors that the backbone takes, under its keys, and what became of the rest.
+        The tensors that fit the backbone, under its keys, and a report about the rest.
 
     Raises:
-        ValueError: It is no PVT, or a tensor has another shape than its backbone needs.
+        ValueError: It is not a PVT, or a tensor does not have the shape that its backbone needs.
     """
     model = MODELS.build(pvt_config(convert_pvt(backbone_state(checkpoint))))
     report = load_converted(model, checkpoint, convert_pvt)
@@ -323,21 +323,21 @@ def convert_checkpoint(checkpoint: Mapping) -> tuple[dict[str, Tensor], LoadRepo
 
 
 def resize_caches(checkpoint: Mapping, old: nn.Module, new: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
-    """Resample the caches of a checkpoint to the sizes that another config of the same model gives them.
+    """Resample the caches of a checkpoint to the sizes in another config of the same model.
 
-    A cell of the new grid is the mean of the old cells below it, each by the area that they share, as in the summary of
-    the tokens (:class:`~mmgrc.models.resampling.Resampling`).
+    A cell of the new grid is the mean of the old cells that it covers, weighted by the shared area. The summary of the
+    tokens is computed in the same way (:class:`~mmgrc.models.resampling.Resampling`).
 
     Args:
         checkpoint: See :func:`checkpoint_state`.
-        old: The model that it is of.
-        new: The same model, but for ``grc.cache_sizes``.
+        old: The model of the checkpoint.
+        new: The same model, except for ``grc.cache_sizes``.
 
     Returns:
         The state dict for ``new``, and the keys of the caches that were resized.
 
     Raises:
-        ValueError: The checkpoint is not of ``old``, or ``new`` differs from it in more than the caches' sizes.
+        ValueError: The checkpoint does not fit ``old``, or ``new`` differs from ``old`` in more than the cache sizes.
     """
     state = checkpoint_state(checkpoint)
     _require_fit(state, old, 'the old config')
@@ -361,5 +361,5 @@ def _require_fit(state: Mapping[str, Tensor], model: nn.Module, config: str) -> 
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f'{key}: the checkpoint has {shapes[0]}, the model of {config} has {shapes[1]}. The two configs may '
-                'differ in grc.cache_sizes alone, and the checkpoint must be of the old one.'
+                'differ only in grc.cache_sizes, and the checkpoint must belong to the old one.'
             )

@@ -1,9 +1,9 @@
 """GRC attention (gated recurrent cache) of "Cached Transformers", arXiv 2312.12742, Eq. 3 to 5, on torch alone.
 
-Symbols: X (B, T, D), the normed tokens of an attention layer on a grid of H rows and W columns; O_self (B, T, D), what
-its self-attention gives; C (1, T_m, D_m), the cache; D_m = r D with the cache ratio r; h, a head.
+Symbols: X (B, T, D), the normed tokens of an attention layer on a grid of H rows and W columns; O_self (B, T, D), the
+output of its self-attention; C (1, T_m, D_m), the cache; D_m = r D with the cache ratio r; h, a head.
 
-Nothing here writes state: a layer reads its cache as a constant and returns the new one beside its output.
+Nothing here writes state. A layer reads its cache as a constant and returns a new cache with its output.
 :mod:`mmgrc.models.cache` writes the new caches of a whole model at once. :mod:`mmgrc.models.ops.folding` computes the
 same numbers faster.
 """
@@ -26,8 +26,8 @@ __all__ = ['GRC', 'MemoryAttention', 'no_autocast']
 class MemoryAttention(nn.Module):
     """Multi-head attention of tokens over a cache (Eq. 4, the memory's part).
 
-    As PVT's spatial-reduction attention, on the cache's grid: with ``sr_ratio`` above 1 a strided convolution and a
-    norm shorten the cache before it is attended.
+    This is PVT's spatial-reduction attention on the cache's grid. With ``sr_ratio`` above 1, a strided convolution and
+    a norm reduce the cache before the tokens attend to it.
 
     Args:
         dims: Channels of the cache, ``D_m``.
@@ -68,11 +68,11 @@ class MemoryAttention(nn.Module):
             self.norm = nn.LayerNorm(dims)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """Attend the memory.
+        """Attend to the memory.
 
         Args:
-            x: (B, T, D), of whose first ``D_m`` channels the queries are made.
-            memory: (B, T_m, D_m), or (1, T_m, D_m) where all images attend the same.
+            x: (B, T, D), tokens. Their first ``D_m`` channels give the queries.
+            memory: (B, T_m, D_m), or (1, T_m, D_m) if all images attend to the same memory.
 
         Returns:
             O_mem (B, T, D_m).
@@ -84,10 +84,10 @@ class MemoryAttention(nn.Module):
         return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), self.proj_drop, self.training)
 
     def attention_map(self, x: Tensor, memory: Tensor) -> Tensor:
-        """The attention weights, which :meth:`forward` never stores; for pictures.
+        """The attention weights, for visualisation. :meth:`forward` never stores them.
 
         Returns:
-            (B, heads, T, K), over the K cells of the reduced cache; a row sums to 1.
+            (B, heads, T, K), over the K cells of the reduced cache. Each row sums to 1.
         """
         query, (key, _) = self.queries(x), self.keys_and_values(memory, x.shape[0])
         return (query @ key.mT / query.shape[3] ** 0.5).softmax(dim=3)
@@ -109,15 +109,15 @@ class MemoryAttention(nn.Module):
 class GRC(CacheBuffer):
     """Gives one attention layer a memory (Eq. 3 to 5).
 
-    The cache is a buffer of fixed size, zeros at the start, in float32 whatever the precision of the rest.
+    The cache is a buffer of fixed size that starts with zeros. It is float32 whatever the precision of the rest.
 
     Args:
         embed_dims: Channels of the attention layer, ``D``.
         num_heads: Heads of the attention layer, and of the memory attention.
         cache_size: Rows and columns of the cache.
         cache_ratio: ``r = D_m / D``, in (0, 1].
-        variant: ``'code'``, as the authors' published module computes; ``'paper'``, as the paper's equations say.
-        lambda_init: First value of the mixing logit λ of every head. None: -1 for ``'code'``, 0 for ``'paper'``.
+        variant: ``'code'`` follows the authors' published module, ``'paper'`` the paper's equations.
+        lambda_init: Initial value of the mixing logit λ of every head. None: -1 for ``'code'``, 0 for ``'paper'``.
         pos_conv: Whether to add the positional convolution.
         sr_ratio: Reduction of the cache in the memory attention.
         qkv_bias: Whether the memory attention's queries, keys and values have a bias.
@@ -126,7 +126,7 @@ class GRC(CacheBuffer):
 
     Raises:
         ValueError: ``cache_ratio`` does not split the channels evenly, the cache is smaller than ``sr_ratio``, or
-            ``variant`` is neither of the two.
+            ``variant`` is unknown.
     """
 
     def __init__(
@@ -168,17 +168,17 @@ class GRC(CacheBuffer):
         cache: Tensor,
         resampling: Resampling,
     ) -> tuple[Tensor, Tensor | None]:
-        """Update the cache, attend it, and mix what it gives with what self-attention gives.
+        """Update the cache, attend to it, and mix the result with the output of self-attention.
 
         Args:
             x: X (B, T, D), the normed tokens.
-            attn_out: O_self (B, T, D), what self-attention gives of them, its output projection included.
+            attn_out: O_self (B, T, D), the output of self-attention for them, after its output projection.
             hw_shape: Rows H and columns W of the tokens, T = H W.
-            cache: C (1, T_m, D_m), as it was before this step.
+            cache: C (1, T_m, D_m), the cache before this step.
             resampling: From (H, W) to the cache's grid.
 
         Returns:
-            The mix (B, T, D), and the new cache (1, T_m, D_m), detached: None in evaluation.
+            The mix (B, T, D), and the new cache (1, T_m, D_m), detached. In evaluation the latter is None.
         """
         memory, new_cache = cache, None
         if self.variant == 'code' or self.training:
@@ -228,7 +228,7 @@ class GRC(CacheBuffer):
         return out
 
     def reset_parameters(self) -> None:
-        """Initialise the weights as PVT does its own, λ with ``lambda_init``, and empty the cache."""
+        """Initialise the weights as PVT does, set λ to ``lambda_init``, and empty the cache."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -246,7 +246,7 @@ class GRC(CacheBuffer):
 
 
 def _run(layer: nn.Linear | nn.LayerNorm, x: Tensor) -> Tensor:
-    """``layer(x)``, in the precision of ``x`` where the weights have less."""
+    """Compute ``layer(x)``, in the precision of ``x`` if the weights have a lower one."""
     if layer.weight.dtype == x.dtype:
         return layer(x)
     return torch.func.functional_call(
@@ -256,5 +256,5 @@ def _run(layer: nn.Linear | nn.LayerNorm, x: Tensor) -> Tensor:
 
 def no_autocast(device: torch.device) -> AbstractContextManager:
     """The context in which operations keep the precision of their inputs."""
-    # There is no autocast to leave on the meta device.
+    # The meta device has no autocast.
     return nullcontext() if device.type == 'meta' else torch.autocast(device.type, enabled=False)

@@ -10,7 +10,7 @@ __all__ = ['GRCConfig', 'cache_channels', 'checked_choice', 'default_lambda']
 
 VARIANTS = ('code', 'paper')
 STARTS = ('random', 'silent')
-# Stock weights are divided by 1 - σ(λ), of which float32 soon has no digit left above this.
+# Stock weights are divided by 1 - σ(λ). Above this value, float32 soon has no significant digit of it left.
 MAX_SILENT_LAMBDA = 10
 
 
@@ -19,15 +19,15 @@ class GRCConfig:
     """The ``grc`` argument of a backbone, checked.
 
     Args:
-        stages: Zero-based stages whose attentions get a memory. None of them: the stock backbone.
-        cache_ratio: ``r`` of the paper, in (0, 1]: the share of the channels that the cache holds.
-        cache_sizes: Rows and columns of the cache, an entry for each stage of the backbone.
-        variant: ``'code'``, as the authors' published module computes; ``'paper'``, as the paper's equations say.
-        lambda_init: First value of the mixing logit λ. None: -1 for ``'code'``, 0 for ``'paper'``.
+        stages: Zero-based stages whose attention layers get a memory. ``()``: the stock backbone.
+        cache_ratio: ``r`` of the paper, in (0, 1]: the ratio of the cache's channels to the layer's.
+        cache_sizes: Rows and columns of the cache, one entry for each stage of the backbone.
+        variant: ``'code'`` follows the authors' published module, ``'paper'`` the paper's equations.
+        lambda_init: Initial value of the mixing logit λ. None: -1 for ``'code'``, 0 for ``'paper'``.
         pos_conv: Whether to add a 3x3 grouped convolution of the tokens on their grid.
         sync: Whether ranks average their caches at each training step.
-        start: How a new memory starts where stock weights are loaded beside it. ``'random'``: with random weights,
-            which change what the stock layer computes. ``'silent'``: so that it changes nothing at first, see
+        start: How a new memory starts when stock weights are loaded. ``'random'``: with random weights, which change
+            what the stock layer computes. ``'silent'``: the memory changes nothing at first, see
             :func:`~mmgrc.models.convert.start_silently`. Training from scratch is the same with both.
     """
 
@@ -47,15 +47,15 @@ class GRCConfig:
         """Check the user's options and fill in the defaults.
 
         Args:
-            options: The ``grc`` dictionary of a config; None stands for an empty one.
-            num_stages: How many stages the backbone has.
-            default_cache_sizes: Cache grids of the stages, where ``options`` has none.
+            options: The ``grc`` dictionary of a config. None means an empty one.
+            num_stages: Number of stages of the backbone.
+            default_cache_sizes: Cache grids of the stages, used if ``options`` has none.
 
         Returns:
             The options, with ``cache_sizes`` and ``lambda_init`` set.
 
         Raises:
-            ValueError: An option is unknown or has a bad value. The message names it and says what is allowed.
+            ValueError: An option is unknown or has an invalid value. The message names it and says what is allowed.
         """
         options = dict(options or {})
         known = [field.name for field in dataclasses.fields(cls)]
@@ -66,7 +66,7 @@ class GRCConfig:
         if not _is_sequence(stages) or any(not _is_int(s) or not 0 <= s < num_stages for s in stages):
             raise ValueError(f'grc.stages={stages!r}: give a sequence of stages from 0 to {num_stages - 1}, or ()')
         if len(set(stages)) != len(stages):
-            raise ValueError(f'grc.stages={stages!r}: a stage stands there twice')
+            raise ValueError(f'grc.stages={stages!r}: a stage is given twice')
 
         ratio = options.get('cache_ratio', cls.cache_ratio)
         if not _is_number(ratio) or not 0 < ratio <= 1:
@@ -134,10 +134,10 @@ class GRCConfig:
 
 
 def checked_choice(name: str, value: str, allowed: Sequence[str]) -> str:
-    """``value``, the option ``name``.
+    """Return ``value``, the value of the option ``name``.
 
     Raises:
-        ValueError: It is none of those that are allowed.
+        ValueError: The value is not allowed.
     """
     if value not in allowed:
         raise ValueError(f'grc.{name}={value!r}: allowed are {" and ".join(map(repr, allowed))}')
@@ -145,7 +145,7 @@ def checked_choice(name: str, value: str, allowed: Sequence[str]) -> str:
 
 
 def default_lambda(variant: str) -> float:
-    """The first value of λ that the published code, or the paper, has."""
+    """The initial value of λ in the published code or in the paper."""
     return -1.0 if variant == 'code' else 0.0
 
 
@@ -153,8 +153,8 @@ def cache_channels(embed_dims: int, num_heads: int, cache_ratio: float, pos_conv
     """``D_m = r D``, the channels of a layer's cache.
 
     Raises:
-        ValueError: They are no whole number for each head, or do not divide ``D`` evenly where the positional
-            convolution needs groups. The message lists the ratios that work.
+        ValueError: The channels do not divide evenly among the heads, or ``D`` is not a multiple of them as the
+            positional convolution needs. The message lists the ratios that work.
     """
     dims = round(embed_dims * cache_ratio)
     if dims < 1 or dims % num_heads or (pos_conv and embed_dims % dims):

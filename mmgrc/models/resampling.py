@@ -1,4 +1,4 @@
-"""Which part of an image is valid, and how the grid of its tokens is resampled to the grid of a cache."""
+"""Find the valid part of an image, and resample the grid of its tokens to the grid of a cache."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ['Resampling', 'make_resampling', 'valid_extent']
 
 
 class Resampling(NamedTuple):
-    """Weights that bring a token grid (H, W) to the cache's grid (H_m, W_m), for each image of a batch.
+    """Weights that resample a token grid (H, W) to the cache's grid (H_m, W_m), for each image of a batch.
 
-    A cell of the cache is the mean of the tokens below it, each by the area that they share. On a grid of the cache's
-    own size this is the identity, to the bit.
+    A cell of the cache is the mean of the tokens that it covers, weighted by the shared area. On a grid of the cache's
+    own size this is the identity, bit for bit.
     """
 
     rows: Tensor
@@ -33,8 +33,8 @@ class Resampling(NamedTuple):
 def valid_extent(images: Tensor) -> Tensor:
     """Find how much of each image of a batch is not padding.
 
-    MMDetection pads normalised images with zeros at the bottom and at the right, so the trailing rows and columns that
-    are zero throughout are taken as padding. An image of zeros only counts as valid throughout.
+    MMDetection pads normalised images with zeros at the bottom and at the right. Trailing rows and columns of zeros are
+    therefore taken as padding. An image that has only zeros counts as fully valid.
 
     Args:
         images: (B, C, H, W).
@@ -55,7 +55,7 @@ def valid_extent(images: Tensor) -> Tensor:
 def make_resampling(
     extent: Tensor, image_size: tuple[int, int], grid: tuple[int, int], cache_size: tuple[int, int]
 ) -> Resampling:
-    """Weights that resample the valid part of a token grid to the cache's grid.
+    """Compute the weights that resample the valid part of a token grid to the cache's grid.
 
     Args:
         extent: (B, 2), valid rows and columns of each image, in pixels.
@@ -66,7 +66,7 @@ def make_resampling(
     weights = []
     for axis in range(2):
         tokens, cells = grid[axis], cache_size[axis]
-        # The valid part in tokens; multiplied first, so that whole numbers stay whole.
+        # The valid part in tokens. The multiplication comes first, so that whole numbers stay exact.
         valid = (extent[:, axis] * tokens / image_size[axis])[:, None, None]
         cell = torch.arange(cells, device=extent.device, dtype=extent.dtype)[None, :, None]
         token = torch.arange(tokens, device=extent.device, dtype=extent.dtype)[None, None, :]

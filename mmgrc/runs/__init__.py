@@ -2,5 +2,5 @@
 
 from mmgrc.env.versions import check_stack
 
-# All of it needs MMDetection: what is wrong with that is said here, before an import fails.
+# All of this needs MMDetection. Problems with it are reported here, before an import fails.
 check_stack()

@@ -1,4 +1,4 @@
-"""Time, memory, parameters and FLOPs of two models side by side, on random input and with no data set."""
+"""Compare two models in time, memory, parameters and FLOPs, on random input and without a data set."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ __all__ = ['Options', 'Result', 'Spread', 'compare', 'count_flops', 'stock_confi
 
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 _OBJECTS = 8
-"""Objects in each random image that a detector trains on."""
+"""Number of objects in each random training image."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured, and how.
+    """What to measure, and how.
 
     Args:
         mode: ``'eval'``: the forward pass alone; ``'train'``: forward and backward.
         part: ``'backbone'``, or ``'detector'``: losses in training, predictions in evaluation.
         size: Rows and columns of an image, in pixels.
         batch: Images at a time.
-        dtype: A key of ``DTYPES``; other than fp32 under autocast.
+        dtype: A key of ``DTYPES``. Types other than fp32 use autocast.
         device: A torch device.
         compile: Whether ``torch.compile`` is used, for both models.
-        runs: Timed runs of each model, in turns.
-        threads: CPU threads, for both models. None: as many as torch takes.
+        runs: Timed runs of each model, alternating.
+        threads: CPU threads, for both models. None: torch's default.
     """
 
     mode: str = 'eval'
@@ -57,7 +57,7 @@ class Options:
     threads: int | None = None
 
     def check(self) -> None:
-        """Raise a :class:`~mmgrc.runs.error.InputError` that names the first option with a bad value."""
+        """Raise a :class:`~mmgrc.runs.error.InputError` that names the first option with an invalid value."""
         for name, allowed in (('mode', ('eval', 'train')), ('part', ('backbone', 'detector')), ('dtype', DTYPES)):
             if getattr(self, name) not in allowed:
                 raise InputError(f'{name} {getattr(self, name)!r}: allowed are {", ".join(allowed)}')
@@ -66,7 +66,7 @@ class Options:
         for name in ('batch', 'runs', 'threads'):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f'{name} {value}: give a number from 1 up')
+                raise InputError(f'{name} {value}: give a number of at least 1')
         try:
             torch.empty(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
@@ -75,7 +75,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Spread:
-    """Seconds of a pass: the median of all runs, the fastest and the slowest."""
+    """Seconds per pass: the median of all runs, the fastest and the slowest."""
 
     median: float
     fastest: float
@@ -84,30 +84,30 @@ class Spread:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one model."""
+    """The measurements of one model."""
 
     name: str
     seconds: Spread
     images_per_second: float
     peak_memory: float
-    """Bytes above what the process held before the model was built; on a GPU, the most that torch allocated."""
+    """Bytes above those of the process before the model was built. On a GPU, the peak that torch allocated."""
     parameters: int
     flops: int
-    """Of one forward pass, a multiplication and an addition counted as two: convolutions, linear layers and all
-    attention, the memory's too. Operators of mmcv are not counted."""
+    """Floating-point operations of one forward pass. A multiplication and an addition count as two. They
+    include convolutions, linear layers and all attention, the memory's too. Operators of mmcv do not count."""
 
 
 def stock_config(config: Config) -> Config:
     """The same config on MMDetection's class of the backbone, without a memory.
 
     Raises:
-        InputError: The backbone is none of this package's.
+        InputError: The backbone is not one of this package.
     """
     config = copy.deepcopy(config)
     backbone = config.model.backbone
     name = backbone.type
     if not isinstance(name, str) or not name.startswith('GRC'):
-        raise InputError(f'the backbone {name} has no stock class of the same name: only GRC backbones have')
+        raise InputError(f'the backbone {name} has no stock class: only GRC backbones have one')
     backbone.type = f'mmdet.{name.removeprefix("GRC")}'
     backbone.pop('grc', None)
     return config
@@ -122,7 +122,7 @@ def _build_pass(config: Config, options: Options) -> tuple[nn.Module, Callable[[
     """The model, and a function that runs one pass."""
     torch.manual_seed(0)
     config = copy.deepcopy(config)
-    # Nothing is fetched: what the weights are makes no difference here.
+    # Nothing is downloaded: the values of the weights make no difference here.
     config.model.backbone.init_cfg = None
     detector = build_model(config)
     model = detector if options.part == 'detector' else detector.backbone
@@ -192,33 +192,33 @@ def _seconds(run: Callable[[], object], device: str) -> float:
 def count_flops(config: Config, options: Options) -> int:
     """Count the floating-point operations of one forward pass, see :class:`Result`.
 
-    A backbone is counted on the meta device: nothing is computed.
+    A backbone is counted on the meta device, so nothing is computed.
 
     Args:
         config: The whole config.
-        options: ``part``, ``size`` and ``batch`` are used.
+        options: Only ``part``, ``size`` and ``batch`` are used.
     """
     device = 'meta' if options.part == 'backbone' else options.device
-    # A compiled graph would hide what it runs.
+    # A compiled graph would hide its operations.
     plain = replace(options, mode='eval', dtype='fp32', compile=False, device=device)
     return _count(_build_pass(config, plain)[1])
 
 
 def _count(run: Callable[[], object]) -> int:
-    # Plain attention, since the counter knows no fused kernel of the CPU.
+    # Plain attention, since the counter does not know the fused CPU kernels.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         run()
     return counter.get_total_flops()
 
 
 def _resident() -> int:
-    """Bytes that this process holds now."""
+    """Bytes that this process uses now."""
     with open('/proc/self/statm') as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def _peak_memory(path: str, against: str | None, options: Options) -> float:
-    """Runs in a process of its own: two passes, since the first of training has no gradients yet."""
+    """Runs in its own process. It takes two passes, since the first one of training has no gradients yet."""
     _set_up_process(options)
     config = _load(path, against)
     cuda = torch.device(options.device).type == 'cuda'
@@ -233,22 +233,22 @@ def _peak_memory(path: str, against: str | None, options: Options) -> float:
 
 
 def _set_up_process(options: Options) -> None:
-    # The models' words on their initial weights are of no use here.
+    # Hide the models' messages about their initial weights.
     MMLogger.get_instance('mmengine', log_level='ERROR')
     if options.threads is not None:
         torch.set_num_threads(options.threads)
 
 
 def compare(path: str, against: str, options: Options) -> tuple[Result, Result]:
-    """Measure two models side by side.
+    """Measure and compare two models.
 
-    Their timed runs take turns, so that what else the machine does hits both. Peak memory is measured in a process
-    for each. No cache is changed in evaluation: that is checked.
+    Their timed runs alternate, so that other load on the machine affects both. Peak memory is measured in a separate
+    process for each. The function checks that evaluation does not change the caches.
 
     Args:
         path: A config.
         against: Another one, or ``'stock'`` for MMDetection's class of the first one's backbone.
-        options: What is measured, and how.
+        options: What to measure, and how.
 
     Returns:
         The measurements of both.
@@ -260,7 +260,7 @@ def compare(path: str, against: str, options: Options) -> tuple[Result, Result]:
     _set_up_process(options)
     sides = ((path, None), (path, 'stock') if against == 'stock' else (against, None))
     names = (path, f'stock {path}' if against == 'stock' else against)
-    # First of all: a process starts with the peak of the one that started it.
+    # This comes first, since a process starts with the peak of its parent.
     with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
         peaks = [pool.apply(_peak_memory, (*side, options)) for side in sides]
     built = [_build_pass(_load(*side), options) for side in sides]

@@ -1,4 +1,4 @@
-"""Checkpoint files: what may be in them, and how they are read."""
+"""Checkpoint files: their allowed content, and how to read them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ['allow_mmengine_checkpoints', 'last_good_checkpoint', 'read_checkpoin
 
 
 def _history_statistic(owner: object, name: str) -> object:
-    """Stand in for ``getattr``, by which a pickled log history names its own statistics; nothing else is looked up.
+    """Replace ``getattr``, with which a pickled log history names its own statistics. Nothing else is looked up.
 
     Raises:
         UnpicklingError: The file asks for any other attribute.
@@ -29,7 +29,7 @@ def allow_mmengine_checkpoints() -> None:
     """Let ``torch.load`` accept the objects that MMEngine 0.10.7 puts into its checkpoints, and no others.
 
     Since torch 2.6 files are read with ``weights_only=True``, which refuses MMEngine's log history and NumPy arrays.
-    They are allowed by name; the check stays on.
+    This function allows them by name. The check stays on.
     """
     scalar_types = (np.float64, np.float32, np.int64, np.int32, np.uint8, np.bool_)
     arrays = np._core.multiarray
@@ -39,7 +39,7 @@ def allow_mmengine_checkpoints() -> None:
             (_history_statistic, 'builtins.getattr'),
             arrays._reconstruct,
             arrays.scalar,
-            # The same two in files that NumPy 1 wrote.
+            # The names of the same two in files that NumPy 1 wrote.
             (arrays._reconstruct, 'numpy.core.multiarray._reconstruct'),
             (arrays.scalar, 'numpy.core.multiarray.scalar'),
             np.ndarray,
@@ -53,36 +53,36 @@ def read_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint file onto the CPU.
 
     Raises:
-        ValueError: It is no checkpoint, is cut short or damaged, or holds objects that are not allowed.
+        ValueError: The file is not a checkpoint, is truncated or damaged, or contains objects that are not allowed.
     """
     try:
         _check_sums(Path(path).expanduser())
         checkpoint = torch.load(Path(path).expanduser(), map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's message is long, and advises to turn the check off.
+        # torch's message is long, and advises turning the check off.
         reason = re.search(r'WeightsUnpickler error:\s*(.*?)(\. Please|$)', str(error), re.M)
         reason = reason[1].rstrip('.') if reason else 'not a torch file'
         raise ValueError(
-            f'{path} cannot be read as weights: {reason}. It is no checkpoint, or holds objects that could run code; '
-            'save its state dict alone where you trust it.'
+            f'{path} cannot be read as weights: {reason}. It is not a checkpoint, or contains objects that could '
+            'run code. If you trust it, save only its state dict.'
         ) from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
         reason = str(error).split('\n')[0]
         raise ValueError(
-            f'{path} cannot be read: {reason}. It is no checkpoint, was cut short, or is damaged.'
+            f'{path} cannot be read: {reason}. It is not a checkpoint, or is truncated or damaged.'
         ) from error
     if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a dictionary of weights')
+        raise ValueError(f'{path} contains a {type(checkpoint).__name__}, not a dictionary of weights')
     return checkpoint
 
 
 def _check_sums(path: Path) -> None:
-    """Compare a file's content with the checksums in it, which torch writes but does not read.
+    """Compare a file's content with its checksums, which torch writes but does not read.
 
     Raises:
         BadZipFile: They differ.
     """
-    # Before version 1.6 torch wrote files of another kind, without sums.
+    # Before version 1.6 torch wrote another format, without checksums.
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as file:
@@ -91,13 +91,13 @@ def _check_sums(path: Path) -> None:
 
 
 def last_good_checkpoint(work_dir: str | Path) -> tuple[Path | None, list[str]]:
-    """Find the checkpoint from which a training in a work dir goes on.
+    """Find the checkpoint from which to resume a training in a work dir.
 
-    It is the one that MMEngine's file ``last_checkpoint`` names, or the newest of the others where that one is missing
-    or cannot be read.
+    It is the one that MMEngine's file ``last_checkpoint`` names. If that one is missing or cannot be read, it is the
+    newest of the others.
 
     Returns:
-        Its path, None where there is none, and why each newer one was skipped.
+        Its path, or None if there is none, and why each newer one was skipped.
     """
     work_dir = Path(work_dir)
     files = [

@@ -1,4 +1,4 @@
-"""The classes that entries of a config name as their type, and the arguments that those take."""
+"""The classes that config entries name as their type, and their arguments."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ BUILDER_ARGUMENTS = {
     'default_hooks': {'priority'},
     'custom_hooks': {'priority'},
 }
-"""What MMEngine's builders take out of an entry before its class is made."""
+"""Keys that MMEngine's builders remove from an entry before they create its class."""
 
 
 def class_arguments(config: Mapping) -> set[str] | None:
-    """The keys that a dictionary may have whose class is its ``type``; None where that cannot be told."""
+    """The keys that a dictionary with a ``type`` may have. None if they cannot be determined."""
     kind = config.get('type')
     if isinstance(kind, str):
         kind = find_class(kind.rsplit('.', 1)[-1])
@@ -35,7 +35,7 @@ def class_arguments(config: Mapping) -> set[str] | None:
             continue
         parameters = inspect.signature(parent.__init__).parameters.values()
         names.update(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-        # Only with **kwargs does a parent get more.
+        # A parent gets more only through **kwargs.
         if parent is object or not any(p.kind == p.VAR_KEYWORD for p in parameters):
             return None if parent is object else names - {'self'}
     return None
@@ -43,7 +43,7 @@ def class_arguments(config: Mapping) -> set[str] | None:
 
 @functools.cache
 def find_class(name: str) -> type | None:
-    """The class that a registry of MMDetection or MMEngine has under a name."""
+    """The class of that name in a registry of MMDetection or MMEngine."""
     for registry in vars(mmdet.registry).values():
         if not isinstance(registry, Registry):
             continue
@@ -55,7 +55,7 @@ def find_class(name: str) -> type | None:
 
 
 def registered_class(config: Mapping, registry: Registry) -> type | None:
-    """The class that a dictionary names as its ``type``; None where a registry has none of that name."""
+    """The class that a dictionary names as its ``type``. None if no registry has that name."""
     kind = config.get('type')
     kind = registry.get(kind) if isinstance(kind, str) else kind
     return kind if isinstance(kind, type) else None

@@ -1,6 +1,6 @@
-"""Configs: found by name, read for a run, and their models built.
+"""Find configs by name, load them for a run, and build their models.
 
-The installed package's own have the name ``mmgrc::PATH``, as MMEngine has it for ``mmdet::PATH``.
+The configs of the installed package have the name ``mmgrc::PATH``, like MMEngine's ``mmdet::PATH``.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ CONFIG_DIR = Path(__file__).parent.parent / '.mim' / 'configs'
 
 
 def config_path(name: str) -> str:
-    """The file that ``name`` stands for.
+    """Return the file of a config name.
 
-    ``mmgrc::mask_rcnn_grc_pvt.py`` is one of the package's own configs, ``mmdet::swin/NAME.py`` one of MMDetection's;
-    anything else is a path already.
+    ``mmgrc::mask_rcnn_grc_pvt.py`` is one of the package's own configs, ``mmdet::swin/NAME.py`` is one of
+    MMDetection's. Anything else is a path already.
 
     Raises:
         FileNotFoundError: The package has no such config. The message lists those that mmgrc has.
-        ValueError: The name has no folder, which MMEngine asks for with packages other than mmgrc.
+        ValueError: The name has no folder, which MMEngine needs for packages other than mmgrc.
         ModuleNotFoundError: The package is not installed.
     """
     if '::' not in name:
@@ -46,7 +46,7 @@ def config_path(name: str) -> str:
             return Config._get_cfg_path(name, '')[0]
         except ValueError as error:
             raise ValueError(
-                f'{name!r} names no config: write PACKAGE::FOLDER/NAME.py, as in '
+                f'{name!r} is not the name of a config: write PACKAGE::FOLDER/NAME.py, as in '
                 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
             ) from error
     path = CONFIG_DIR / name.removeprefix(PREFIX)
@@ -59,8 +59,8 @@ def config_path(name: str) -> str:
 def register_config_prefix() -> None:
     """Let ``_base_`` entries and ``Config.fromfile`` name the package's configs.
 
-    MMEngine has a fixed table of packages and asks for a folder in the path, so its look-up is extended for this one
-    prefix and left alone for all others.
+    MMEngine has a fixed table of packages and needs a folder in the path. Its look-up is therefore extended for this
+    one prefix. For all others it does not change.
     """
     if getattr(Config._get_cfg_path, 'knows_mmgrc', False):
         return
@@ -81,11 +81,11 @@ def register_config_prefix() -> None:
 
 
 def load_config(path: str, options: Mapping | None = None) -> Config:
-    """Read a config and merge the command line's options into it; those that nothing would use are said in a warning.
+    """Read a config and merge the command line's options into it. A warning names options that nothing would use.
 
     Args:
         path: A file, or ``mmgrc::NAME``, or ``mmdet::FOLDER/NAME``.
-        options: What ``--cfg-options`` gave.
+        options: The options of ``--cfg-options``.
 
     Raises:
         InputError: There is no such config, or it cannot be read.
@@ -99,14 +99,14 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
         own = [name for name in own if '_base_' not in Path(name).parts]
         near = difflib.get_close_matches(path, own, n=3, cutoff=0.5) or own
         raise InputError(f'there is no config {path}. Did you mean one of these? {", ".join(near)}')
-    # Said by mmengine at each base config. requirements.txt pins setuptools, which is the remedy.
+    # mmengine prints it for each base config. requirements.txt pins setuptools, which is the remedy.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     try:
         config = Config.fromfile(str(resolved))
         before = config.to_dict()
         config.merge_from_dict(dict(options or {}))
     except Exception as error:
-        # Configs are Python: anything may go wrong in them.
+        # Configs are Python: they may raise anything.
         raise InputError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
     for message in unused_options(before, config.to_dict(), options or {}):
         print_log(message, logger='current', level=logging.WARNING)
@@ -117,11 +117,11 @@ def build_model(config: Config) -> nn.Module:
     """Build the model of a config, without its pre-trained weights.
 
     Raises:
-        InputError: The config asks for a model that cannot be built.
+        InputError: The model of the config cannot be built.
     """
     init_default_scope(config.get('default_scope') or 'mmdet')
     try:
         return MODELS.build(config.model)
     except Exception as error:
-        # The registry wraps what a constructor raises, and puts its own words before it.
+        # The registry wraps a constructor's error and prepends its own text.
         raise InputError(f'the model of {config.filename} cannot be built: {error}') from error

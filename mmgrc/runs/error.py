@@ -1,4 +1,4 @@
-"""The error of input with which nothing can be run, and how its messages name several values."""
+"""The error for invalid input, and how its messages name several values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _SHOWN = 5
 
 
 class InputError(Exception):
-    """Input with which a run cannot work. The message names it and says what to do."""
+    """Invalid input of a run. The message names it and says what to do."""
 
 
 def first_few(values: Sequence, shown: int = _SHOWN) -> str:
-    """The first values as a string, with an ellipsis where there are more."""
+    """The first values as a string, with an ellipsis if there are more."""
     return ', '.join(map(str, values[:shown])) + (', ...' if len(values) > shown else '')

@@ -1,4 +1,4 @@
-"""MMDetection's own ``train.py`` and ``test.py``, as its wheel carries them, with our checks before they start."""
+"""Run MMDetection's own ``train.py`` and ``test.py``, from its wheel, after our checks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = ['main']
 
 _LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
 _EVALUATED = {'train': 'val', 'test': 'test'}
-# As sysexits.h has it, a failure that goes away when one tries again; and as shells have it, the end by SIGINT.
+# From sysexits.h: a temporary failure. By convention of shells: terminated by SIGINT.
 _EXIT_STOPPED, _EXIT_INTERRUPTED = 75, 130
 
 
@@ -62,7 +62,7 @@ def _load_tool(name: str) -> ModuleType:
 
 
 def _work_dir(args: Namespace, config: Config) -> str:
-    """Where MMDetection's tools will write."""
+    """The folder that MMDetection's tools will write to."""
     return args.work_dir or config.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
 
 
@@ -86,7 +86,7 @@ _CHECKS = {'train': _check_train, 'test': _check_test}
 
 def _check_data(name: str, config: Config) -> None:
     files, phase = CocoFiles(), _EVALUATED[name]
-    # Millions of small objects are made, none of them in a cycle: looking for cycles would take half of the time.
+    # Millions of small objects are created, none of them in a cycle. Searching for cycles would take half of the time.
     gc.disable()
     try:
         datasets = read_datasets(config, _LOADERS[name], files)
@@ -96,10 +96,10 @@ def _check_data(name: str, config: Config) -> None:
 
 
 def _prepare(name: str, args: Namespace) -> None:
-    """Check what the user gave, and bring ``args`` to what MMDetection's tool needs.
+    """Validate the user's inputs, and adapt ``args`` to MMDetection's tool.
 
     Raises:
-        InputError: The run cannot work.
+        InputError: An input is invalid.
     """
     config = load_config(args.config, args.cfg_options)
     if args.launcher in ('pytorch', 'slurm'):
@@ -114,21 +114,21 @@ def _prepare(name: str, args: Namespace) -> None:
     check_work_dir(_work_dir(args, config))
     if args.launcher == 'slurm':
         read_slurm_environment()
-    # `PACKAGE::NAME` is for us; MMDetection's tool names its work dir after a file.
+    # Only we know `PACKAGE::NAME`. MMDetection's tool names its work dir after a file.
     args.config = config_path(args.config)
     if args.launcher in ('pytorch', 'slurm') and not torch.cuda.is_available():
-        # The user's options are merged into the config already.
+        # The user's options are already merged into the config.
         args.cfg_options = {**(args.cfg_options or {}), **start_cpu_ranks(config)}
 
 
 def _run(tool: ModuleType) -> str | None:
-    """Run the tool, and give faults that are not in the code as a message instead of a traceback."""
+    """Run the tool, and report errors that are not bugs as a message instead of a traceback."""
     try:
         tool.main()
     except CheckpointWriteError as error:
         return str(error)
     except DataError as error:
-        # One of a worker process has that process's traceback before its message.
+        # If it comes from a worker process, that process's traceback precedes the message.
         return (
             f'{str(error).rsplit("DataError: ", 1)[-1].strip()}. Replace the image, or remove it from the annotations.'
         )
@@ -142,7 +142,7 @@ def main(name: str) -> str | None:
         name: ``'train'`` or ``'test'``.
 
     Returns:
-        A message for the user where a check or the run fails for a reason that is not in the code; None after a run.
+        An error message, if a check or the run fails for a reason that is not a bug. None after a run.
 
     Raises:
         SystemExit: With 75 after a stop by SIGUSR1, 130 after Ctrl-C.
@@ -152,7 +152,7 @@ def main(name: str) -> str | None:
         tool = _load_tool(name)
         args = tool.parse_args()
         _prepare(name, args)
-        # The tool gets the arguments as they were prepared.
+        # The tool gets the prepared arguments.
         tool.parse_args = lambda: args
         message = _run(tool)
     except InputError as error:
@@ -160,7 +160,7 @@ def main(name: str) -> str | None:
     except TrainingStopped as error:
         stopped = str(error)
     except KeyboardInterrupt as error:
-        last = ' A training goes on from its last checkpoint with --resume.' if name == 'train' else ''
+        last = ' --resume continues from the last checkpoint.' if name == 'train' else ''
         print(f'\n{name}: interrupted.{last}', file=sys.stderr)
         raise SystemExit(_EXIT_INTERRUPTED) from error
     if message:
@@ -174,8 +174,8 @@ def main(name: str) -> str | None:
 
 
 def _leave_cpu_ranks() -> None:
-    # A rank that leaves closes its connections, which the others may be waiting on.
+    # A rank that exits closes its connections, on which the others may be waiting.
     dist.barrier()
-    # The wrapped model holds the group, and with it threads that abort the process where they outlive the interpreter.
+    # The wrapped model references the group and its threads. They abort the process if they outlive the interpreter.
     gc.collect()
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Options of the command line, and entries of a config, that nothing would read."""
+"""Find options of the command line, and entries of a config, that nothing would read."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from .error import first_few
 __all__ = ['unused_options']
 
 _RUNNER = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
-# What MMEngine's Runner and MMDetection's tools read of a config beside the Runner's arguments.
+# Entries that MMEngine's Runner and MMDetection's tools read in addition to the Runner's arguments.
 _READ = _RUNNER | {
     *('activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval', 'find_unused_parameters'),
     *('model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline'),
 }
 _LOADER = {*inspect.signature(DataLoader.__init__).parameters, 'num_batch_per_epoch', 'disable_subprocess_warning'}
-# How like two names are of which one may be the other misspelt, from 0 to 1.
+# How similar, from 0 to 1, two names are if one may be a misspelling of the other.
 _LIKE = 0.85
 
 
 def unused_options(before: Mapping, config: Mapping, options: Iterable[str]) -> Iterator[str]:
     """Find entries that nothing will read: options of the command line, and misspelt names at a config's top.
 
-    A new entry of a dictionary with a ``type`` must be an argument of that class. Elsewhere a new entry is taken for
-    misspelt where one beside it has nearly its name.
+    A new entry of a dictionary with a ``type`` must be an argument of that class. Elsewhere a new entry counts as
+    misspelt if another entry of the dictionary has a similar name.
 
     Args:
         before: The config without the options.
         config: The config with them.
-        options: The options' keys, as ``'train_dataloader.batch_size'``.
+        options: The options' keys, such as ``'train_dataloader.batch_size'``.
 
     Yields:
-        What to say of each.
+        A message for each.
     """
     for key in options:
         names = key.split('.')
@@ -58,7 +58,7 @@ def unused_options(before: Mapping, config: Mapping, options: Iterable[str]) -> 
 
 def _unused_at_top(key: str, config: Mapping) -> str:
     name = key.split('.')[0]
-    # A variable of the config's text has done its work when options are merged.
+    # Variables of the config file are evaluated before options are merged.
     places = [path for top in sorted(_READ & set(config)) for path in _paths(config[top], top, key.rsplit('.', 1)[-1])]
     if near := difflib.get_close_matches(name, sorted(_READ), n=1, cutoff=0.6 if not places else _LIKE):
         return f'the option {key}: nothing reads {name}. Did you mean {near[0]}?'
@@ -67,7 +67,7 @@ def _unused_at_top(key: str, config: Mapping) -> str:
 
 
 def _paths(config: object, path: str, name: str) -> Iterator[str]:
-    """The paths of the entries below ``config`` that have a name."""
+    """The paths of the entries below ``config`` with a given name."""
     entries = config.items() if isinstance(config, Mapping) else enumerate(config) if isinstance(config, list) else ()
     for key, value in entries:
         if key == name:
@@ -76,7 +76,11 @@ def _paths(config: object, path: str, name: str) -> Iterator[str]:
 
 
 def _first_new(before: object, config: object, names: list[str]) -> tuple[str, str, set[str], bool] | None:
-    """The first entry on a path that the options made: its place, its name, what is allowed, whether only that is."""
+    """The first entry that the options created on a path.
+
+    Returns:
+        Its position, its name, the allowed names, and whether only those are allowed.
+    """
     path: list[str] = []
     for name in names:
         if isinstance(config, list | tuple):
@@ -98,7 +102,7 @@ def _first_new(before: object, config: object, names: list[str]) -> tuple[str, s
 
 
 def _arguments(config: Mapping, path: list[str]) -> set[str] | None:
-    """What the class of an entry takes; None where that cannot be told."""
+    """The arguments of an entry's class. None if they cannot be determined."""
     if path[-1].endswith('_dataloader') and len(path) == 1:
         return _LOADER
     default = {'type': 'OptimWrapper'} if path == ['optim_wrapper'] else {}

@@ -1,4 +1,4 @@
-"""Trials before a run, without the log of what they try."""
+"""Trials before a run, without their log."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ __all__ = ['quiet']
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence MMEngine's log below errors, and what is printed: a trial says nothing of the run."""
+    """Silence printed output and MMEngine's log below errors, since a trial says nothing about the run."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,1 +1,1 @@
-"""Pictures of detections and of runs."""
+"""Drawings of detections, and plots and reports of runs."""

@@ -1,4 +1,4 @@
-"""Losses, mAP and memory of a run over time."""
+"""Plot losses, mAP and memory of a run over time."""
 
 from __future__ import annotations
 
@@ -33,39 +33,39 @@ __all__ = [
 
 
 _HEADLINE = re.compile(r'(?:^|[/_])(?:mAP|AP|PQ)(?:_?50)?$')
-"""What an evaluator's metric is called that sums up the others."""
+"""Names of the metric that summarises an evaluator's metrics."""
 _METRICS_SHOWN = 6
-"""Metrics of an evaluator that has no such one."""
+"""How many metrics to show of an evaluator without such a metric."""
 _NO_METRICS = ('time', 'data_time', 'step', 'iter', 'epoch', 'memory')
 
 
 def _logs(work_dir: str | Path) -> list[Path]:
-    """The logs of the runs in a work dir, oldest first, those before each resumption too."""
+    """The logs of the runs in a work dir, oldest first, including those before each resumption."""
     return sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
 
 
 def _records(log: Path) -> Iterator[dict]:
-    """What MMEngine logged."""
+    """The records that MMEngine logged."""
     for line in log.read_text().splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            # The last line of a run that was killed while it wrote.
+            # The incomplete last line of a run that was killed while writing.
             continue
-        # With `log_processor.log_with_hierarchy` each name says of which loop it is.
+        # With `log_processor.log_with_hierarchy` each name includes its loop.
         yield {key.removeprefix('train/').removeprefix('val/'): value for key, value in record.items()}
 
 
 def read_scalars(work_dir: str | Path) -> tuple[dict[int, dict], dict[int, dict]]:
-    """Read what MMEngine logged in a work dir, the runs before each resumption too.
+    """Read MMEngine's logs in a work dir, including the runs before each resumption.
 
     Args:
         work_dir: The work dir of a training.
 
     Returns:
-        Training records by iteration, and validation records by what :func:`validation_unit` says: by epoch, or by
-        iteration where a training went by iterations or logged its validations so. Where a resumed run repeats a step,
-        its record counts.
+        Training records by iteration, and validation records by the unit of :func:`validation_unit`. That is the epoch,
+        or the iteration if the training went by iterations or logged its validations that way. If a resumed run repeats
+        a step, its record replaces the earlier one.
 
     Raises:
         FileNotFoundError: There is no log.
@@ -86,7 +86,7 @@ def read_scalars(work_dir: str | Path) -> tuple[dict[int, dict], dict[int, dict]
 
 
 def validation_unit(validation: Mapping[int, dict]) -> str:
-    """What the validations of :func:`read_scalars` are counted in: ``'epoch'`` or ``'iteration'``."""
+    """The unit of the validations of :func:`read_scalars`: ``'epoch'`` or ``'iteration'``."""
     return 'iteration' if any('epoch' not in record for record in validation.values()) else 'epoch'
 
 
@@ -95,25 +95,25 @@ def _is_training(record: Mapping) -> bool:
 
 
 def _is_validation(record: Mapping) -> bool:
-    # Hooks log, too; but MMEngine times each validation.
+    # Other records come from hooks. MMEngine logs `data_time` with each validation.
     return not _is_training(record) and any(key == 'data_time' or key.startswith('coco/') for key in record)
 
 
 class _Schedule(NamedTuple):
-    """What MMEngine's records do not say of a run."""
+    """Properties of a run that MMEngine's records lack."""
 
     by_iterations: bool
-    """Whether the training loop is, whatever the log looks like."""
+    """Whether the training loop goes by iterations, whatever the log looks like."""
     logs_epochs: bool
     """Whether the step of a validation record is an epoch."""
     interval: int
-    """Of validations."""
+    """Epochs or iterations between validations."""
     end: int
     """Last iteration."""
 
 
 def _read_schedule(path: Path) -> _Schedule | None:
-    """The schedule in the config that MMEngine keeps beside a log; None where there is none that can be read."""
+    """The schedule in the config that MMEngine stores with a log. None if there is no readable config."""
     try:
         config = Config.fromfile(str(path), import_custom_modules=False)
         loop = config.get('train_cfg') or {}
@@ -126,17 +126,17 @@ def _read_schedule(path: Path) -> _Schedule | None:
             int(loop.get('max_iters', 0)),
         )
     except Exception:
-        # A config is code.
+        # A config is code and may raise anything.
         return None
 
 
 def _place_validations(records: Iterable[dict], schedule: _Schedule | None, last: int) -> Iterator[dict]:
-    """The validation records of a run, with ``iter``, and with ``epoch`` where they are logged by it.
+    """The validation records of a run, with ``iter``, and with ``epoch`` if they are logged by epoch.
 
     Args:
         records: All records of the run.
-        schedule: Its schedule; None: guess from the records.
-        last: Last iteration that was logged before the run.
+        schedule: Its schedule. None: infer it from the records.
+        last: Last iteration that was logged before this run.
     """
     previous, epoch = 0, None
     for record in records:
@@ -151,14 +151,14 @@ def _place_validations(records: Iterable[dict], schedule: _Schedule | None, last
             elif not by_iterations:
                 yield {**record, 'iter': last, 'epoch': step}
             else:
-                # MMEngine logs epoch 0. It validates at multiples of the interval, and at the end.
+                # MMEngine logs epoch 0, validates at multiples of the interval, and at the end.
                 place = -(-max(last, previous + 1) // interval) * interval if interval else last
                 previous = min(place, end) if end else place
                 yield {**record, 'iter': previous}
 
 
 def pick_metrics(validation: Mapping[int, dict]) -> list[str]:
-    """The metrics that sum up validations: of each evaluator mAP, AP or PQ; without these its first ones.
+    """The metrics that summarise validations: mAP, AP or PQ of each evaluator, or else its first metrics.
 
     Args:
         validation: Validation records of :func:`read_scalars`.
@@ -171,7 +171,7 @@ def pick_metrics(validation: Mapping[int, dict]) -> list[str]:
     )
     evaluators: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        # Names of classes may have a slash, too.
+        # Class names may contain a slash, too.
         evaluators[name.split('/')[0] if '/' in name else ''].append(name)
     return [
         name
@@ -181,19 +181,19 @@ def pick_metrics(validation: Mapping[int, dict]) -> list[str]:
 
 
 def metric_label(name: str) -> str:
-    """A metric's name, without that of the evaluator that is usual."""
+    """A metric's name, without the name of the usual evaluator."""
     return name.removeprefix('coco/')
 
 
 def read_monitor(work_dir: str | Path) -> dict[str, dict[str, dict[int, float]]]:
-    """Read what :class:`~mmgrc.engine.GRCMonitorHook` logged in a work dir.
+    """Read the records of :class:`~mmgrc.engine.GRCMonitorHook` in a work dir.
 
     Args:
         work_dir: The work dir of a training.
 
     Returns:
-        For each quantity, as ``'grc_sigma_lambda'``, and each layer, the values by iteration; ``'grc_skipped_steps'``
-        has the one layer ``''``. Empty where the hook did not run.
+        For each quantity, such as ``'grc_sigma_lambda'``, and each layer, the values by iteration.
+        ``'grc_skipped_steps'`` has the single layer ``''``. Empty if the hook did not run.
     """
     series: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for record in (record for log in _logs(work_dir) for record in _records(log)):
@@ -211,7 +211,7 @@ def draw_losses(axis: Axes, training: Mapping[int, dict]) -> None:
     """Draw the losses over the iterations.
 
     Args:
-        axis: Where to draw.
+        axis: The axes to draw on.
         training: Training records of :func:`read_scalars`.
     """
     names = [key for key in next(iter(training.values())) if key.startswith('loss')]
@@ -223,10 +223,10 @@ def draw_losses(axis: Axes, training: Mapping[int, dict]) -> None:
 
 
 def draw_metrics(axis: Axes, validation: Mapping[int, dict]) -> None:
-    """Draw the metrics of the validations, mAP as a rule, over epochs or iterations.
+    """Draw the metrics of the validations, usually mAP, over epochs or iterations.
 
     Args:
-        axis: Where to draw.
+        axis: The axes to draw on.
         validation: Validation records of :func:`read_scalars`.
     """
     metrics = pick_metrics(validation)
@@ -235,7 +235,7 @@ def draw_metrics(axis: Axes, validation: Mapping[int, dict]) -> None:
         axis.plot(list(validation), values, marker=marker, label=metric_label(name))
     axis.set(xlabel=validation_unit(validation), title='Validation')
     axis.set_ylabel('mAP' if all('mAP' in name for name in metrics) else 'metric')
-    # Some evaluators count in per cent. -1 stands for what could not be evaluated.
+    # Some evaluators use per cent. -1 means that a value could not be evaluated.
     if all(record.get(name, 0) <= 1 for record in validation.values() for name in metrics):
         axis.set_ylim(0, 1)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -243,12 +243,12 @@ def draw_metrics(axis: Axes, validation: Mapping[int, dict]) -> None:
 
 
 def draw_monitor(axis: Axes, layers: Mapping[str, Mapping[int, float]], title: str) -> None:
-    """Draw a quantity of each layer over the iterations, alike within a stage.
+    """Draw a quantity of each layer over the iterations, with one style per stage.
 
     Args:
-        axis: Where to draw.
+        axis: The axes to draw on.
         layers: One entry of :func:`read_monitor`.
-        title: What it is.
+        title: The title of the plot.
     """
     labelled = set()
     for name, layer in number_layers(layers).items():

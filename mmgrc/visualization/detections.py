@@ -1,4 +1,4 @@
-"""Detections drawn on images, alone and beside the truth."""
+"""Draw detections on images, alone and beside the ground truth."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ __all__ = ['Drawn', 'draw_detections', 'draw_predictions']
 _PANEL = 3.2
 """Width of one image, in inches."""
 _SLIMMEST = 0.25
-"""Least height of a panel of a pair by its width, and the other way round."""
+"""Minimum height of a pair's panel relative to its width, and vice versa."""
 _LONGEST = 8
-"""Longer side of an image that is drawn alone, in inches."""
+"""Longer side of a single image, in inches."""
 _SHORTEST = 0.5
-"""Its shorter side, at least: an image that is but a line has room for labels."""
+"""Its minimum shorter side, so that even a very narrow image has room for labels."""
 _MOST_PIXELS = 8192
-"""Longer side of a drawing, at most: larger ones take gigabytes to draw."""
+"""Maximum longer side of a drawing. Larger ones take gigabytes to draw."""
 
 
 class Drawn(NamedTuple):
-    """An object as it is drawn."""
+    """An object to draw."""
 
     label: int
     box: Sequence[float]
     """x, y, width and height, in pixels."""
     mask: np.ndarray | None
-    """(H, W), true on the object."""
+    """(H, W), true on the object. None: no mask."""
     score: float | None
-    """In [0, 1]; None for the truth."""
+    """In [0, 1]. None for the ground truth."""
 
 
 def draw_predictions(
@@ -54,19 +54,19 @@ def draw_predictions(
     count: int = 8,
     score_thr: float = 0.5,
 ) -> list[str]:
-    """Draw images in pairs, the truth at the left and the predictions at the right.
+    """Draw images in pairs, with the ground truth on the left and the predictions on the right.
 
     Args:
-        predictions: What ``tools/test.py --out`` wrote: ``img_id``, ``img_path`` and ``pred_instances`` of each image.
+        predictions: The output of ``tools/test.py --out``, with ``img_id``, ``img_path`` and ``pred_instances``.
         truth: The data set's annotations.
         classes: Names of the labels.
         palette: Colours of the labels, RGB from 0 to 255.
-        out: Picture to write.
-        count: How many images, taken evenly from the predictions.
-        score_thr: Least score of a drawn prediction, in [0, 1].
+        out: Image file to write.
+        count: Number of images, evenly spaced in the predictions.
+        score_thr: Minimum score of a drawn prediction, in [0, 1].
 
     Returns:
-        What could not be drawn, and why: images that cannot be read, masks that do not fit theirs.
+        What could not be drawn, and why: images that cannot be read, masks that do not fit their image.
 
     Raises:
         ValueError: The predictions belong to another data set, or none of the images can be read.
@@ -97,7 +97,7 @@ def draw_predictions(
     rows = -(-len(images) // pairs)
     slope = max(image.shape[0] / image.shape[1] for image, _, _ in images)
     height = _PANEL * (np.clip(slope, _SLIMMEST, 1 / _SLIMMEST) + 0.1)
-    # Not by pyplot, which keeps figures that could not be drawn.
+    # Not with pyplot, which keeps figures that could not be drawn.
     figure = Figure(figsize=(2 * pairs * _PANEL, rows * height))
     axes = figure.subplots(rows, 2 * pairs, squeeze=False)
     for axis in axes.flat:
@@ -136,24 +136,24 @@ def _annotated(truth: COCO, image_id: int, size: tuple[int, int], labels: dict[i
 
 
 def _truth_mask(segmentation: list | dict | None, size: tuple[int, int]) -> np.ndarray | None:
-    """A mask (H, W) of an annotation, if it has one. Polygons are filled in the image's own size, as for training."""
+    """The mask (H, W) of an annotation, if it has one. Polygons are filled at the image's own size, as for training."""
     if isinstance(segmentation, dict):
         packed = segmentation
         if isinstance(packed['counts'], list):
             packed = coco_mask.frPyObjects(packed, *packed['size'])
         return coco_mask.decode(packed)
-    # With fewer points it is no area, and pycocotools takes it for a box.
+    # With fewer points there is no area, and pycocotools would read it as a box.
     polygons = [polygon for polygon in segmentation or () if len(polygon) >= 6]
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))) if polygons else None
 
 
 def _fitting(objects: Sequence[Drawn], size: tuple[int, int]) -> list[Drawn]:
-    """The objects, without masks that are not of the image's size (H, W)."""
+    """The objects, without masks of another size than the image's (H, W)."""
     return [drawn if drawn.mask is None or drawn.mask.shape == size else drawn._replace(mask=None) for drawn in objects]
 
 
 def _misfits(prediction: dict, record: dict, size: tuple[int, int], objects: Sequence[Drawn]) -> list[str]:
-    """What to say where an image is not of the size (H, W) that the annotations or the predictions have."""
+    """A message if the size (H, W) of an image differs from that of the annotations or predictions."""
     sizes = {
         'annotations': (record.get('height'), record.get('width')),
         'predictions': tuple(prediction.get('ori_shape', ()))[:2],
@@ -162,7 +162,7 @@ def _misfits(prediction: dict, record: dict, size: tuple[int, int], objects: Seq
     masks = sum(drawn.mask is not None and drawn.mask.shape != size for drawn in objects)
     if not others and not masks:
         return []
-    note = f'{prediction["img_path"]} is of {size[1]} x {size[0]} pixels'
+    note = f'{prediction["img_path"]} has {size[1]} x {size[0]} pixels'
     if others:
         note += f', but {" and ".join(others)}'
     return [f'{note}; {masks} masks do not fit it and are not drawn' if masks else note]
@@ -175,22 +175,22 @@ def draw_detections(
     palette: Sequence[Sequence[int]],
     out: str | Path,
 ) -> None:
-    """Draw objects on an image of their own. Small images are enlarged, so that labels have room; the longer side is of
-    8192 pixels at most.
+    """Draw objects on a single image. Small images are enlarged, so that labels have room. The longer side has at most
+    8192 pixels.
 
     Args:
         image: (H, W, 3), RGB, uint8.
-        objects: What to draw.
+        objects: The objects to draw.
         classes: Names of the labels.
         palette: Colours of the labels, RGB from 0 to 255.
-        out: Picture to write.
+        out: Image file to write.
 
     Raises:
         OSError: It cannot be written.
     """
     height, width = image.shape[:2]
     scale = _LONGEST / max(height, width)
-    # Not by pyplot, which keeps figures that could not be drawn.
+    # Not with pyplot, which keeps figures that could not be drawn.
     figure = Figure(figsize=[max(side * scale, _SHORTEST) for side in (width, height)])
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
@@ -200,8 +200,8 @@ def draw_detections(
 
 
 def _tint(image: np.ndarray, objects: Sequence[Drawn], colours: Sequence[np.ndarray]) -> np.ndarray:
-    """The image (H, W, 3), uint8, with the masks laid over it."""
-    # In 8 bits, and not outside of the masks: large images in float64 do not fit into memory.
+    """The image (H, W, 3), uint8, with the masks drawn over it."""
+    # In 8 bits, and only inside the masks: large images in float64 do not fit into memory.
     tinted = image.copy()
     for drawn, colour in zip(objects, colours, strict=True):
         if drawn.mask is not None:
@@ -230,7 +230,7 @@ def _draw(
         axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor='white', linewidth=2.2))
         axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=colour, linewidth=1.2))
         text = classes[label] if score is None else f'{classes[label]} {score:.2f}'
-        # Inside of the image, whatever the box.
+        # Inside the image, whatever the box.
         axis.text(
             max(x, 0) + 1,
             max(y, 0) + 1,

@@ -1,4 +1,4 @@
-"""Names and looks of the layers with a memory, alike in all pictures."""
+"""Names and styles of the layers with a memory, the same in all figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINES = ('-', '--', '-.', ':')
 
 
 class Layer(NamedTuple):
-    """Where a layer stands in its backbone, both counted from 0, as ``grc.stages`` does."""
+    """The position of a layer in its backbone. Both numbers count from 0, as in ``grc.stages``."""
 
     stage: int
     block: int
@@ -27,25 +27,25 @@ class Layer(NamedTuple):
 
 
 def number_layers(names: Iterable[str]) -> dict[str, Layer]:
-    """Where the layers stand that modules or tensors belong to.
+    """Find the positions of the layers to which modules or tensors belong.
 
     Args:
         names: A name of each layer of one backbone, in any order.
 
     Returns:
-        Names and layers, in the order in which they run. Blocks are counted among those with a memory.
+        Names and layers, in the order in which they run. Only blocks with a memory are counted.
 
     Raises:
-        ValueError: A name is none of a GRC backbone.
+        ValueError: A name does not belong to a GRC backbone.
     """
     places = {}
     for name in names:
         match = _NAME.search(name)
         if match is None:
-            raise ValueError(f'{name!r} is no layer of a GRC backbone')
+            raise ValueError(f'{name!r} is not a layer of a GRC backbone')
         places[name] = (int(match[1] or match[2] or 0), int(match[3]))
     ordered = sorted(places, key=places.get)
-    # Not the index in the name: in PVT the position embedding stands before the blocks, in PVTv2 nothing does.
+    # Not the index in the name: in PVT the position embedding precedes the blocks, in PVTv2 nothing does.
     return {
         name: Layer(stage, block)
         for stage, group in groupby(ordered, key=lambda name: places[name][0])
@@ -54,5 +54,5 @@ def number_layers(names: Iterable[str]) -> dict[str, Layer]:
 
 
 def stage_style(stage: int) -> dict:
-    """Colour and line of a stage, told apart in grey too."""
+    """Colour and line style of a stage, distinct in greyscale too."""
     return {'color': plt.get_cmap('viridis')(min(stage, 3) * 0.28), 'linestyle': _LINES[stage % len(_LINES)]}

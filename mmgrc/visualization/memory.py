@@ -1,4 +1,4 @@
-"""What the memory does on one image, layer by layer."""
+"""Show what the memory does on one image, layer by layer."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ _COLUMNS = ('self-attention adds', 'the memory adds', 'cells attended (uniform: 
 
 
 class MemoryView(NamedTuple):
-    """The memory of one layer on one image. Maps are of the image's own tokens, without padding."""
+    """The memory of one layer on one image. Maps cover the image's own tokens, without padding."""
 
     layer: Layer
     sigma_lambda: float
     """Mean of σ(λ) over the heads, in (0, 1)."""
     from_self: np.ndarray
-    """(H, W): length of what self-attention adds to each token, ``(1 - σ(λ)) O_self``."""
+    """(H, W): norm of the contribution of self-attention to each token, ``(1 - σ(λ)) O_self``."""
     from_memory: np.ndarray
-    """(H, W): length of what the memory adds, ``σ(λ) pad(O_mem)``."""
+    """(H, W): norm of the contribution of the memory, ``σ(λ) pad(O_mem)``."""
     attended: np.ndarray
-    """(h, w): attention to each cell of the reduced cache, mean over tokens and heads; 1 where all are attended alike.
+    """(h, w): attention to each cell of the reduced cache, averaged over tokens and heads. 1 means uniform attention.
     """
     cache: np.ndarray
-    """(H_m, W_m): distance of each cell of the stored cache from the mean cell. Its length alone says nothing: the
-    candidates of ``variant='code'`` are normed."""
+    """(H_m, W_m): distance of each cell of the stored cache from the mean cell. The norm of a cell alone says nothing,
+    since the candidates of ``variant='code'`` are normalised."""
 
     @property
     def memory_share(self) -> float:
-        """The memory's part of the two contributions, by their mean lengths, in [0, 1]."""
+        """The memory's fraction of the two contributions, by their mean norms, in [0, 1]."""
         return float(self.from_memory.mean() / (self.from_memory.mean() + self.from_self.mean()))
 
 
 @contextmanager
 def _watch(layers: Sequence[GRC], seen: dict[GRC, tuple]) -> Iterator[None]:
-    """Keep what each layer mixes; with plain operations, whose parts are modules that hooks can be put on."""
+    """Record what each layer mixes. This uses plain operations, whose parts are modules that accept hooks."""
     memory_parts: dict[MemoryAttention, tuple[Tensor, Tensor]] = {}
 
     def watch_memory(attention: MemoryAttention, args: tuple, o_mem: Tensor) -> None:
@@ -77,10 +77,10 @@ def _watch(layers: Sequence[GRC], seen: dict[GRC, tuple]) -> Iterator[None]:
 
 @torch.no_grad()
 def view_memory(model: nn.Module, image: np.ndarray) -> list[MemoryView]:
-    """Run a detector on an image and watch its memory.
+    """Run a detector on an image and record its memory.
 
     Args:
-        model: What :func:`mmgrc.inference.load_detector` gave.
+        model: The result of :func:`mmgrc.inference.load_detector`.
         image: (H, W, 3), BGR, uint8.
 
     Returns:
@@ -119,17 +119,17 @@ def view_memory(model: nn.Module, image: np.ndarray) -> list[MemoryView]:
 
 
 def draw_memory(views: Sequence[MemoryView], image: np.ndarray, out: str | Path) -> None:
-    """Draw a row for each layer: contributions of self-attention and memory, cells attended, and the cache.
+    """Draw a row for each layer: contributions of self-attention and memory, attention to the cells, and the cache.
 
-    Each map has its own scale, said beside it.
+    Each map has its own scale, which is printed beside it.
 
     Args:
-        views: What :func:`view_memory` gave.
-        image: (H, W, 3), BGR, uint8: drawn beside the maps.
-        out: Picture to write.
+        views: The result of :func:`view_memory`.
+        image: (H, W, 3), BGR, uint8, drawn beside the maps.
+        out: Image file to write.
     """
     height, width = image.shape[:2]
-    # Panels of images that are but a line still have a height, and fit into a picture.
+    # Limit the aspect ratio, so that panels of very narrow images still fit into the figure.
     panel, slope = 2.2, np.clip(height / width, 0.1, 4)
     figure, axes = plt.subplots(
         len(views),
@@ -139,7 +139,7 @@ def draw_memory(views: Sequence[MemoryView], image: np.ndarray, out: str | Path)
         layout='compressed',
     )
     for row, view in zip(axes, views, strict=True):
-        # Cells attended and cache stand for the whole image, whatever their number: all panels have its shape.
+        # The cells cover the whole image, whatever their number, so all panels have the shape of the image.
         row[0].imshow(image[..., ::-1], extent=(0, width, height, 0))
         row[0].set_ylabel(
             f'stage {view.layer.stage}, block {view.layer.block}\nσ(λ) = {view.sigma_lambda:.2f}\n'
@@ -161,8 +161,9 @@ def draw_memory(views: Sequence[MemoryView], image: np.ndarray, out: str | Path)
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Ends of a colour scale: those of the values, but never closer than a tenth of their mean, lest noise looks like a
-    pattern.
+    """Limits of a colour scale: those of the values, but at least a tenth of their mean apart.
+
+    Otherwise noise would look like a pattern.
     """
     low, high, mean = float(values.min()), float(values.max()), float(np.abs(values).mean())
     room = max(0.1 * mean - (high - low), 1e-9) / 2

@@ -1,4 +1,4 @@
-"""How much of each layer's output comes from its memory: σ(λ), from checkpoints."""
+"""Plot how much of each layer's output comes from its memory: σ(λ), from checkpoints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_lambda(path: str | Path) -> dict[Layer, np.ndarray]:
 
     Raises:
         OSError: There is no such file.
-        ValueError: It is no checkpoint, or one without λ.
+        ValueError: It is not a checkpoint, or has no λ.
     """
     if not Path(path).expanduser().is_file():
         raise FileNotFoundError(f'there is no checkpoint {path}')
@@ -40,8 +40,8 @@ def read_lambda(path: str | Path) -> dict[Layer, np.ndarray]:
     layers = number_layers(key for key in state if key.endswith(_KEY))
     if not layers:
         raise ValueError(
-            f'{path} has no λ (no tensor is named *{_KEY}): it is of a model without a memory, or of the published '
-            'code; bring the latter to our names with tools/convert_checkpoint.py'
+            f'{path} has no λ (no tensor is named *{_KEY}): it belongs to a model without a memory, or to the '
+            'published code; convert the latter with tools/convert_checkpoint.py'
         )
     return {layer: state[key].float().sigmoid().numpy() for key, layer in layers.items()}
 
@@ -50,8 +50,8 @@ def draw_lambda(axis: Axes, shares: Mapping[Layer, np.ndarray], title: str) -> N
     """Draw σ(λ) of each layer: a dot for a head, a bar for the mean of a layer.
 
     Args:
-        axis: Where to draw.
-        shares: What :func:`read_lambda` gave.
+        axis: The axes to draw on.
+        shares: The result of :func:`read_lambda`.
         title: Title of the panel.
     """
     layers = list(shares)
@@ -59,7 +59,7 @@ def draw_lambda(axis: Axes, shares: Mapping[Layer, np.ndarray], title: str) -> N
         colour = stage_style(layer.stage)['color']
         heads = shares[layer]
         axis.bar(place, heads.mean(), width=0.75, color=colour, alpha=0.35)
-        # Heads side by side: equal ones stay visible.
+        # Spread the heads horizontally, so that equal values stay visible.
         offsets = np.linspace(-0.3, 0.3, len(heads)) if len(heads) > 1 else [0]
         axis.plot(place + np.asarray(offsets), heads, 'o', markersize=3, color=colour)
     axis.axhline(0.5, color='0.4', linewidth=0.8, linestyle=':')
@@ -72,7 +72,7 @@ def draw_lambda(axis: Axes, shares: Mapping[Layer, np.ndarray], title: str) -> N
             place + size / 2 - 0.5, 0.97, f'stage {stage}' if size > 1 else stage, ha='center', va='top', fontsize=8
         )
         place += size
-    # No more labels than there is room for.
+    # Only as many labels as fit.
     step = -(-len(layers) // 16)
     axis.set_xticks(range(0, len(layers), step), [str(layer.block) for layer in layers[::step]], fontsize=8)
     axis.set(xlim=(-0.6, len(layers) - 0.4), ylim=(0, 1), xlabel='block of the stage', ylabel='σ(λ)')
@@ -87,23 +87,23 @@ def plot_lambda(checkpoints: Sequence[str | Path], out: str | Path, names: Seque
 
     Args:
         checkpoints: Checkpoints of GRC models.
-        out: Picture to write.
-        names: Titles of the panels; their paths by default.
+        out: Image file to write.
+        names: Titles of the panels. By default, the paths.
 
     Raises:
-        OSError: A file is not there.
-        ValueError: A file is no checkpoint of a GRC model, or there are more or fewer names than checkpoints.
+        OSError: A file does not exist.
+        ValueError: A file is not a checkpoint of a GRC model, or the numbers of names and checkpoints differ.
     """
     names = [str(path) for path in checkpoints] if names is None else names
     if len(names) != len(checkpoints):
-        raise ValueError(f'{len(checkpoints)} checkpoints and {len(names)} names: give a name for each')
+        raise ValueError(f'{len(checkpoints)} checkpoints and {len(names)} names: give one name for each')
     shares = [read_lambda(path) for path in checkpoints]
     widths = [max(3.2, 0.3 * len(layers)) for layers in shares]
     figure, axes = plt.subplots(
         1, len(shares), figsize=(sum(widths) + 0.6, 3.2), width_ratios=widths, squeeze=False, sharey=True
     )
     for axis, layers, name in zip(axes[0], shares, names, strict=True):
-        # Long paths: what tells them apart is at the end.
+        # Long paths usually differ at the end.
         draw_lambda(axis, layers, name if len(name) <= 36 else f'...{name[-33:]}')
         axis.label_outer()
     figure.tight_layout()

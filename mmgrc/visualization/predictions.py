@@ -1,4 +1,4 @@
-"""What ``tools/test.py --out`` wrote, and the truth that belongs to it."""
+"""Read the output of ``tools/test.py --out``, and its ground truth."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def read_test_set(config: Config) -> TestSet:
     """Read the annotations of a config's test set.
 
     Raises:
-        InputError: There is no test set, or it is not of one file in COCO's format.
+        InputError: There is no test set, or it is not a single file in COCO's format.
     """
     if not config.get('test_dataloader'):
-        raise InputError('the config has no test_dataloader: there is no truth to draw')
+        raise InputError('the config has no test_dataloader: there is no ground truth to draw')
     check_datasets(config, ('test_dataloader',))
     init_default_scope(config.get('default_scope') or 'mmdet')
     try:
         dataset = DATASETS.build(dict(config.test_dataloader.dataset, lazy_init=True))
     except Exception as error:
-        # Data sets are anyone's code.
+        # Data sets are third-party code and may raise anything.
         raise InputError(f'the test set cannot be built: {type(error).__name__}: {error}') from error
     path = getattr(dataset, 'ann_file', None)
     if not path:
@@ -67,9 +67,9 @@ def class_colours(palette: object, count: int) -> Sequence[Sequence[int]]:
     """The colours of ``count`` labels, RGB from 0 to 255.
 
     Args:
-        palette: Colours, or what else MMDetection takes (``'coco'``, ``'random'``). Where there are too few, or none,
-            MMDetection's random ones are taken.
-        count: How many labels there are.
+        palette: Colours, or another value that MMDetection accepts (``'coco'``, ``'random'``). If there are too few,
+            MMDetection's random colours are used.
+        count: Number of labels.
     """
     if isinstance(palette, str):
         with contextlib.suppress(AssertionError):
@@ -83,19 +83,19 @@ def read_predictions(path: str | Path) -> list[dict]:
     """Read the file that ``tools/test.py --out`` wrote.
 
     Returns:
-        ``img_id``, ``img_path`` and ``pred_instances`` (``bboxes``, ``labels``, ``scores``, and RLE ``masks`` where the
-        detector has them) of each image, of which there is at least one.
+        ``img_id``, ``img_path`` and ``pred_instances`` (``bboxes``, ``labels``, ``scores``, and RLE ``masks`` if the
+        detector has them) of each image. There is at least one image.
 
     Raises:
         OSError: There is no such file.
-        ValueError: It is another file, or there are no predictions in it.
+        ValueError: It is another kind of file, or has no predictions.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'there are no predictions at {path}; tools/test.py --out writes them')
     try:
         predictions = load(path)
     except Exception as error:
-        # Whatever a pickle may raise.
+        # A pickle may raise anything.
         raise _another(path, f'{type(error).__name__}: {error}') from error
     if not isinstance(predictions, list | tuple):
         raise _another(path, f'it is a {type(predictions).__name__}, not a list')
@@ -118,12 +118,12 @@ def check_predictions(predictions: Sequence[dict], truth: COCO, classes: Sequenc
     """Check that predictions belong to a data set.
 
     Args:
-        predictions: As of :func:`read_predictions`.
+        predictions: The result of :func:`read_predictions`.
         truth: The data set's annotations.
         classes: Names of the labels.
 
     Raises:
-        ValueError: They belong to another one.
+        ValueError: They belong to another data set.
     """
     hint = 'the predictions belong to another data set or config'
     unknown = [prediction['img_id'] for prediction in predictions if prediction['img_id'] not in truth.imgs]
@@ -134,10 +134,10 @@ def check_predictions(predictions: Sequence[dict], truth: COCO, classes: Sequenc
         for prediction in predictions
         if 'file_name' in (record := truth.imgs[prediction['img_id']])
     ]
-    # Some data sets change suffixes, and a few names may have changed since.
+    # Some data sets change suffixes, and a few names may have changed in the meantime.
     if names and not any(predicted.stem == known.stem for predicted, known in names):
         predicted, known = names[0]
-        raise ValueError(f'{predicted.name} is {known.name} in the annotations, and no other name agrees: {hint}')
+        raise ValueError(f'{predicted.name} is {known.name} in the annotations, and no other name matches: {hint}')
     largest = max(
         (int(np.max(labels)) for p in predictions if len(labels := np.asarray(p['pred_instances']['labels']))),
         default=-1,

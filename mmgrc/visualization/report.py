@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs nothing beside it."""
+"""Write a run as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ from .predictions import TestSet, check_predictions, read_predictions, read_test
 __all__ = ['class_ap', 'write_report']
 
 _MONITORED = {
-    'grc_sigma_lambda': 'σ(λ), the share of the memory',
+    'grc_sigma_lambda': 'σ(λ), the weight of the memory',
     'grc_update_gate': 'mean update gate',
     'grc_reset_gate': 'mean reset gate',
-    'grc_cache_change': 'change of the cache in a step, relative',
+    'grc_cache_change': 'relative change of the cache in a step',
     'grc_rank_drift': 'difference of the caches between ranks',
 }
 
@@ -91,7 +91,7 @@ def write_report(work_dir: str | Path, out: str | Path, predictions: str | Path 
     Args:
         work_dir: The work dir of a training.
         out: The page to write.
-        predictions: What ``tools/test.py --out`` wrote. None: ``predictions.pkl`` in the work dir, if it is there.
+        predictions: The output of ``tools/test.py --out``. None: ``predictions.pkl`` in the work dir, if it exists.
 
     Returns:
         What could not be shown, and why.
@@ -137,7 +137,7 @@ def _newest(paths: Iterable[Path], what: str) -> Path:
 def _summary(config: Config, training: Mapping[int, dict], validation: Mapping[int, dict]) -> tuple[str, str]:
     last, unit = training[max(training)], validation_unit(validation)
     length = f'{last["iter"]} iterations'
-    # A loop by iterations logs its one endless epoch where `log_processor.by_epoch` is left as it is.
+    # A loop by iterations logs a single endless epoch unless `log_processor.by_epoch` is changed.
     epochs = last.get('epoch') or max(validation, default=0)
     if unit == 'epoch' and epochs and 'max_iters' not in (config.get('train_cfg') or {}):
         length = f'{epochs} epochs, {length}'
@@ -149,7 +149,7 @@ def _summary(config: Config, training: Mapping[int, dict], validation: Mapping[i
     metrics = pick_metrics(validation)
     for key in [key for key in metrics if not key.endswith('50')] or metrics:
         values = {step: value for step, record in validation.items() if (value := record.get(key)) is not None}
-        # NaN is greater than nothing and less than nothing.
+        # NaN compares as neither greater nor less.
         best = max(values, key=lambda step: -math.inf if math.isnan(values[step]) else values[step])
         rows.append(
             (
@@ -216,9 +216,11 @@ def _memory(work_dir: Path, notes: list[str]) -> str:
             if quantity in series
         ]
         skipped = max(series.get('grc_skipped_steps', {}).get('', {0: 0}).values())
-        content += _grid(pictures) + f'<p>Steps that were not stored, for a value that is not finite: {skipped:g}.</p>'
+        content += _grid(pictures) + f'<p>Steps that were not stored because a value was not finite: {skipped:g}.</p>'
     else:
-        content += _note('The memory was not logged: the config has no GRCMonitorHook, or the model no memory.', notes)
+        content += _note(
+            'The memory was not logged: the config has no GRCMonitorHook, or the model has no memory.', notes
+        )
     try:
         checkpoint = _newest(work_dir.glob('*.pth'), f'checkpoint in {work_dir}')
         shares = read_lambda(checkpoint)
@@ -233,36 +235,36 @@ def class_ap(config: Config, predictions: Sequence[dict]) -> dict[str, dict[str,
 
     Args:
         config: A config whose ``test_evaluator`` is a ``CocoMetric``, or a list with one.
-        predictions: What ``tools/test.py --out`` wrote.
+        predictions: The output of ``tools/test.py --out``.
 
     Returns:
-        For each metric, as ``'bbox'``, and each class its AP, in [0, 1]; NaN where the data set has no such object.
+        For each metric, such as ``'bbox'``, and each class its AP, in [0, 1]. NaN if the data set has no such object.
 
     Raises:
-        ValueError: The evaluator is another one, or there are no detections.
+        ValueError: The evaluator is of another type, or there are no detections.
     """
     evaluators = config.get('test_evaluator') or ()
     evaluators = [evaluators] if isinstance(evaluators, dict) else evaluators
     settings = next((e for e in evaluators if e.get('type') in ('CocoMetric', 'mmdet.CocoMetric', CocoMetric)), None)
     if settings is None:
-        raise ValueError('test_evaluator is no CocoMetric')
+        raise ValueError('test_evaluator is not a CocoMetric')
     init_default_scope(config.get('default_scope') or 'mmdet')
     metainfo = DATASETS.build(dict(config.test_dataloader.dataset, lazy_init=True)).metainfo
     metrics = settings.get('metric', 'bbox')
-    # Proposals are of no class.
+    # Proposals have no class.
     metrics = [metric for metric in ([metrics] if isinstance(metrics, str) else metrics) if metric in ('bbox', 'segm')]
     if not metrics:
         raise ValueError('test_evaluator has neither the metric bbox nor segm')
     fixed = {'classwise': True, 'prefix': 'coco', 'outfile_prefix': None, 'format_only': False}
     result = {}
-    # One at a time: the keys of the classes are the same for each metric.
+    # One metric at a time, since the keys of the classes are the same for each.
     for metric in metrics:
         evaluator = Evaluator({**settings, **fixed, 'metric': metric})
         evaluator.dataset_meta = metainfo
         values = evaluator.offline_evaluate(predictions)
         if not any(key.endswith('_precision') for key in values):
-            raise ValueError('the predictions have no detection at all')
-        # A class that the annotations lack has no value.
+            raise ValueError('the predictions have no detections')
+        # A class without annotations has no value.
         result[metric] = {name: float(values.get(f'coco/{name}_precision', 'nan')) for name in metainfo['classes']}
     return result
 
@@ -270,7 +272,7 @@ def class_ap(config: Config, predictions: Sequence[dict]) -> dict[str, dict[str,
 def _detections(config: Config, work_dir: Path, predictions: Path, notes: list[str]) -> Iterable[tuple[str, str]]:
     if not predictions.is_file():
         command = f'python tools/test.py {config.filename} CHECKPOINT --out {predictions}'
-        yield 'Classes and examples', _note(f'There are no predictions. They are written by: {command}', notes)
+        yield 'Classes and examples', _note(f'There are no predictions. This command writes them: {command}', notes)
         return
     try:
         found = read_predictions(predictions)
@@ -283,7 +285,7 @@ def _detections(config: Config, work_dir: Path, predictions: Path, notes: list[s
         with quiet():
             values = class_ap(config, found)
     except Exception as error:
-        # Evaluators are anyone's code. The examples can be shown without them.
+        # Evaluators are third-party code and may raise anything. The examples can be shown without them.
         why = error if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
         yield 'AP of each class', _note(f'The predictions cannot be evaluated: {why}', notes)
     else:
@@ -303,17 +305,17 @@ def _examples(found: Sequence[dict], test_set: TestSet, notes: list[str]) -> str
             except ValueError as error:
                 problems.append(str(error))
                 continue
-            name = f'truth beside predictions, image {found[index]["img_id"]}'
+            name = f'ground truth beside predictions, image {found[index]["img_id"]}'
             pictures.append(_image(picture.read_bytes(), name, 'jpeg'))
     return _grid(pictures) + ''.join(_note(f'Of the examples: {problem}', notes) for problem in problems)
 
 
 def _environment(work_dir: Path) -> list[tuple[str, str]]:
-    """What MMEngine logged of the machine at the start of the newest run."""
+    """MMEngine's log of the environment at the start of the newest run."""
     logs = sorted(work_dir.glob('*/*.log'))
     if not logs:
         return [('environment', 'there is no log of it')]
     block = re.search(r'System environment:\n(.*?)\n-{20}', logs[-1].read_text(errors='replace'), re.S)
-    # Further lines of a value, as torch's compile options, stand further left.
+    # Further lines of a value, such as torch's compile options, are less indented.
     pairs = re.findall(r'^ {4}(\S[^:\n]*): (.*)$', block[1] if block else '', re.M)
     return [(name, value) for name, value in pairs if name != 'PyTorch compiling details']

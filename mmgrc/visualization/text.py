@@ -1,4 +1,4 @@
-"""Text in pictures, as it is written, in fonts that have its characters."""
+"""Draw text in figures literally, in fonts that have its characters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmgrc.runs.error import first_few
 __all__ = ['write_plainly']
 
 _BOX = '□'
-# They claim characters that they draw as something else: placeholders, and the encodings of TeX's fonts.
+# These fonts draw some characters as something else: placeholders, or the encodings of TeX's fonts.
 _UNUSABLE = re.compile(r'last ?resort|adobe ?blank|^cm[a-z]+10$|^stix(nonunicode|size)', re.IGNORECASE)
 _CJK = ('CJK ', 'HIRAGANA', 'KATAKANA', 'HANGUL', 'BOPOMOFO', 'FULLWIDTH', 'HALFWIDTH', 'IDEOGRAPHIC')
 
@@ -28,15 +28,14 @@ _reported: set[str] = set()
 
 
 def write_plainly(artist: Artist, names: Sequence[str] = ()) -> None:
-    """Have all text of a figure or of an axis drawn as it is written.
+    """Draw all text of a figure or of an axis literally.
 
-    Names come from users: a ``$`` in them is no formula, and they may be of any script. Where the font lacks
-    characters, installed fonts that have them are added. Characters that no font has become boxes, which is logged
-    once.
+    Names come from users. A ``$`` in them is not a formula, and they may use any script. If the font lacks characters,
+    installed fonts that have them are added. Characters that no font has become boxes, which is logged once.
 
     Args:
-        artist: A figure or an axis, complete but for its layout.
-        names: Names that other pictures of the run will show, so that all are reported together.
+        artist: A figure or an axis, complete except for its layout.
+        names: Names that other figures of the run will show, so that all are reported together.
     """
     texts = [text for text in artist.findobj(Text) if not _is_plain(text.get_text())]
     for text in artist.findobj(Text):
@@ -70,18 +69,18 @@ def _replace(character: str, missing: frozenset[str]) -> str:
 
 
 def _is_invisible(character: str) -> bool:
-    """Whether it is a space, or only says how its neighbours are drawn: joiners, directions, variants."""
+    """Whether it is a space, or only controls how its neighbours are drawn: joiners, directions, variants."""
     return unicodedata.category(character) in ('Cf', 'Zs', 'Zl', 'Zp') or '\ufe00' <= character <= '\ufe0f'
 
 
 @lru_cache(maxsize=1024)
 def _find_fonts(characters: frozenset[str], families: tuple[str, ...]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Families to add to those given, as few as there can be, and the characters that no font has."""
+    """The font families to add to the given ones, as few as possible, and the characters that no font has."""
     lacking = {c for c in characters if unicodedata.category(c) not in _CONTROL}
     for family in families:
         lacking -= _covered(fontManager.findfont(FontProperties(family=[family])), lacking)
     added = []
-    # The font with most of the characters, then the one with most of the rest, and so on.
+    # First the font with most of the characters, then the one with most of the rest, and so on.
     while needed := {c for c in lacking if not _is_invisible(c)}:
         found = {name: _covered(path, lacking) for name, path in _installed().items()}
         best = max(found, key=lambda name: len(found[name] & needed), default=None)
@@ -104,7 +103,7 @@ def _covered(path: str, characters: Iterable[str]) -> set[str]:
 @lru_cache(maxsize=1)
 def _installed() -> dict[str, str]:
     """A file of each family of fonts, plain ones without serifs first."""
-    # Matplotlib lists fonts once and keeps the list: those installed since are added.
+    # Matplotlib lists fonts once and stores the list. Add those that were installed since.
     for path in set(findSystemFonts()) - {str(entry.fname) for entry in fontManager.ttflist}:
         try:
             fontManager.addfont(path)
@@ -128,7 +127,7 @@ def _installed() -> dict[str, str]:
 
 
 def _report(texts: Sequence[str], families: tuple[str, ...]) -> None:
-    """Say which texts cannot be drawn, each character once in a process."""
+    """Log which texts cannot be drawn, each character once per process."""
     lacking = {}
     for text in texts:
         if not _is_plain(text):

@@ -80,7 +80,7 @@ def test_says_what_is_wrong(tmp_path, monkeypatch):
     contents = {'empty.png': b'', 'text.jpg': b'no image', 'cut.png': whole.read_bytes()[:40]}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf'{name} is no image, or is cut short'):
+        with pytest.raises(ValueError, match=rf'{name} is not an image, or is truncated'):
             read_image(tmp_path / name)
     with pytest.raises(ValueError, match=r'nothing\.png cannot be read: No such file'):
         read_image(tmp_path / 'nothing.png')

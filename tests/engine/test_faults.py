@@ -50,7 +50,7 @@ def test_full_disk_leaves_the_checkpoint_before(copy, tmp_path):
     run = train(work_dir, copy, *options, 'train_cfg.max_epochs=2', resume=True, log='full.log', before=limit)
     assert run.end() == 1
     assert f'train: {work_dir / "epoch_2.pth"} cannot be written' in run.output
-    assert 'Make room there, and go on with --resume.' in run.output
+    assert 'Free some space, and continue with --resume.' in run.output
     assert 'Traceback' not in run.output
     assert first.read_bytes() == content
     assert sorted(path.name for path in work_dir.glob('*.p*')) == ['epoch_1.pth', SHAPES_CONFIG.split('/')[-1]]
@@ -112,7 +112,7 @@ def test_ctrl_c_is_no_traceback(copy, tmp_path):
     run.wait_for('Epoch(train) [1][2/8]')
     run.send(signal.SIGINT)
     assert run.end() == 130
-    assert 'train: interrupted. A training goes on from its last checkpoint with --resume.' in run.output
+    assert 'train: interrupted. --resume continues from the last checkpoint.' in run.output
     assert 'Traceback' not in run.output
 
 

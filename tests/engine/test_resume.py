@@ -1,4 +1,4 @@
-"""A training that was killed, stopped or damaged goes on as the uninterrupted one, bit for bit."""
+"""A training that was killed, stopped or damaged continues like the uninterrupted one, bit for bit."""
 
 import json
 import random
@@ -48,7 +48,7 @@ def losses(work_dir):
 
 
 def assert_same_end(work_dir, expected, name=f'epoch_{EPOCHS}.pth', first_step=1):
-    """Weights, caches, optimizer and the losses from ``first_step`` on are equal to the bit."""
+    """Weights, caches, optimizer and the losses from ``first_step`` on are equal bit for bit."""
     found, wanted = (torch.load(folder / name) for folder in (work_dir, expected))
     assert found['state_dict'].keys() == wanted['state_dict'].keys()
     assert any(key.endswith('grc.cache') and value.any() for key, value in found['state_dict'].items())
@@ -107,7 +107,7 @@ def test_damaged_checkpoint_is_skipped_for_the_last_good_one(unbroken, shapes, t
     run = train(work_dir, shapes, SEED, resume=True)
     assert run.end() == 0, run.output[-3000:]
     assert f'--resume: skipped a checkpoint: {cut} cannot be read' in run.output
-    assert f'--resume: going on from {work_dir / "epoch_1.pth"}' in run.output
+    assert f'--resume: continuing from {work_dir / "epoch_1.pth"}' in run.output
     assert f'resumed epoch: 1, iter: {STEPS}' in run.output
     assert_same_end(work_dir, unbroken, first_step=STEPS + 1)
 
@@ -128,7 +128,7 @@ def test_stop_by_signal_in_mid_epoch(unbroken, shapes, tmp_path):
     run = train(work_dir, shapes, SEED, resume=True, log='again.log')
     assert run.end() == 0, run.output[-3000:]
     done = stopped['meta']['iter'] - STEPS
-    assert f'Going on after batch {done} of {STEPS} of epoch 2' in run.output
+    assert f'Continuing after batch {done} of {STEPS} of epoch 2' in run.output
     assert_same_end(work_dir, unbroken, first_step=STEPS + 1)
 
 
@@ -147,7 +147,7 @@ def test_epochs_of_another_length(unbroken, shapes, tmp_path, change, steps, wor
     run.wait_for(f'Epoch(train) [2][3/{steps}]')
     run.send(signal.SIGUSR1)
     assert run.end() == 75
-    assert f'The checkpoint was written with other batches ({words}): the run goes on' in run.output
+    assert f'The checkpoint was written with other batches ({words}). The run continues' in run.output
     stopped = torch.load(work_dir / 'stopped.pth')
     done = stopped['exact_resume']['batches_done']
     assert 3 <= done == stopped['meta']['iter'] - STEPS < steps
@@ -157,7 +157,7 @@ def test_epochs_of_another_length(unbroken, shapes, tmp_path, change, steps, wor
     (left / 'last_checkpoint').write_text(str(left / 'stopped.pth'))
     run = train(left, shapes, SEED, change, resume=True, epochs=2, log='again.log')
     assert run.end() == 0, run.output[-3000:]
-    assert f'Going on after batch {done} of {steps} of epoch 2' in run.output
+    assert f'Continuing after batch {done} of {steps} of epoch 2' in run.output
     assert torch.load(left / 'epoch_2.pth')['meta']['iter'] == STEPS + steps
 
     # With the first batches again: a place in the other epoch means nothing.
@@ -231,6 +231,6 @@ def test_last_good_checkpoint(tmp_path):
 
 
 def test_unknown_signal_is_named():
-    with pytest.raises(ValueError, match="name='USR1' is no signal"):
+    with pytest.raises(ValueError, match="name='USR1' is not a signal"):
         StopSignalHook(name='USR1')
     assert issubclass(StopSignalHook, Hook)

@@ -65,7 +65,7 @@ def loss(outs):
 
 
 def assert_same(left, right, tolerance=0.0):
-    """Compare sequences, or dictionaries, of tensors; to the bit without a tolerance."""
+    """Compare sequences, or dictionaries, of tensors. Without a tolerance they must be equal bit for bit."""
     if isinstance(left, dict):
         assert left.keys() == right.keys()
         left, right = left.values(), right.values()

@@ -89,7 +89,7 @@ def test_bad_images_are_skipped(model, shapes, tmp_path):
     assert [path.name for path in images] == ['1.png', '2.jpg', '3.png', '4.png', '1.PNG']
     problems = dict(detect(model, images, tmp_path / 'out', 0.0, [0, 1, 2]))
     assert [path.name for path, problem in problems.items() if problem] == ['2.jpg', '3.png', '4.png']
-    assert '2.jpg is no image' in problems[folder / '2.jpg']
+    assert '2.jpg is not an image' in problems[folder / '2.jpg']
     # Two images of one name have a drawing each.
     assert sorted(path.name for path in (tmp_path / 'out' / 'drawings').iterdir()) == ['1.jpg', '1_2.jpg']
     assert [record['id'] for record in json.loads((tmp_path / 'out' / 'detections.json').read_text())['images']] == [

@@ -83,7 +83,7 @@ def test_counts_what_is_missing_and_unused(monkeypatch):
 
 
 def test_checkpoint_of_something_else():
-    with pytest.raises(ValueError, match=r'no checkpoint of a PVT. It has conv1.weight'):
+    with pytest.raises(ValueError, match=r'not a checkpoint of a PVT. It has conv1.weight'):
         convert_checkpoint({'state_dict': {'conv1.weight': torch.zeros(3)}})
 
 

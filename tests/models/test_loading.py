@@ -82,7 +82,7 @@ def test_renamed_layer_is_counted_on_both_sides(family, tmp_path, said):
     load_checkpoint(Detector(family), str(tmp_path / 'renamed.pth'))
     count = sum(name in key for key in source.state_dict())
     assert said[0].startswith(f'{count} of the ')
-    assert f'{count} GRC tensors of the checkpoint have no place in the model' in said[0]
+    assert f'{count} GRC tensors of the checkpoint are not in the model' in said[0]
 
 
 @family

@@ -59,7 +59,7 @@ def test_whole_detector(run_tool, tmp_path):
         (('mmgrc::nothing.py', 'stock'), {}, 'It has: mmgrc::baselines/mask_rcnn_pvt.py'),
         (('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', 'stock'), {}, 'SwinTransformer has no stock class'),
         ((GRC, PLAIN), {'size': (16, 64)}, 'at least 32 pixels'),
-        ((GRC, PLAIN), {'runs': 0}, 'runs 0: give a number from 1 up'),
+        ((GRC, PLAIN), {'runs': 0}, 'runs 0: give a number of at least 1'),
         ((GRC, PLAIN), {'dtype': 'fp8'}, "dtype 'fp8': allowed are fp32, fp16, bf16"),
         ((GRC, PLAIN), {'device': 'warp'}, "device 'warp' cannot be used"),
     ],

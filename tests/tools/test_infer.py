@@ -23,8 +23,8 @@ def test_detects_and_skips_bad_images(run_tool, trained, shapes, tmp_path):
     )
     # The rest is done, and the status says that something was not.
     assert result.returncode == 1
-    assert '4 images are done' in result.stdout
-    assert 'broken.jpg is no image' in result.stderr
+    assert '4 images were processed' in result.stdout
+    assert 'broken.jpg is not an image' in result.stderr
     assert '1 of 5 images were skipped' in result.stderr
     assert 'Traceback' not in result.stderr
     content = json.loads((tmp_path / 'out' / 'detections.json').read_text())
@@ -55,7 +55,7 @@ def test_interrupted(python, trained, shapes, tmp_path):
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert 'Traceback' not in errors
-    done = int(re.search(r'interrupted: (\d+) of 400 images are done', errors)[1])
+    done = int(re.search(r'interrupted: (\d+) of 400 images were processed', errors)[1])
     content = json.loads((tmp_path / 'out' / 'detections.json').read_text())
     assert done <= len(content['images']) <= done + 1
     assert done > 1
@@ -72,7 +72,7 @@ def test_all_fail(run_tool, trained, tmp_path):
     arguments = infer(trained, tmp_path / 'images', tmp_path / 'out')
     result = run_tool('infer', arguments[0], config, *arguments[2:])
     assert result.returncode == 1
-    assert 'all 2 images failed, so the fault may not be in them. The last: ' in result.stderr
+    assert 'all 2 images failed, which may not be their fault. The last error: ' in result.stderr
     assert 'cv2.error: OpenCV' in result.stderr
     assert 'Traceback' not in result.stderr
     assert json.loads((tmp_path / 'out' / 'detections.json').read_text())['images'] == []

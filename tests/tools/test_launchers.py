@@ -166,11 +166,11 @@ def test_wrong_arguments_are_answered_with_the_usage(script):
 def test_numbers_are_checked():
     result = launch('dist_train', 'c.py', 'two')
     assert result.returncode == 2
-    assert result.stderr.startswith('GPUS=two: give a whole number from 1 up')
+    assert result.stderr.startswith('GPUS=two: give a whole number of at least 1')
     result = launch('slurm_train', *SCRIPTS['slurm_train'], GPUS='0')
-    assert result.stderr.startswith('GPUS=0: give a whole number from 1 up')
+    assert result.stderr.startswith('GPUS=0: give a whole number of at least 1')
     result = launch('sbatch_train', *SCRIPTS['sbatch_train'], STOP_BEFORE='5m')
-    assert result.stderr.startswith('STOP_BEFORE=5m: give a whole number from 1 up')
+    assert result.stderr.startswith('STOP_BEFORE=5m: give a whole number of at least 1')
 
 
 @pytest.mark.skipif(not shutil.which('shellcheck'), reason='shellcheck is not installed')

@@ -110,7 +110,7 @@ def test_killed_run_resumes(python, run_tool, trained, shapes, tmp_path):
         (
             'train',
             [SHAPES_CONFIG, '--cfg-options', 'model.backbone.init_cfg.checkpoint=http://localhost:9/pvt_tiny.pth'],
-            'cannot be fetched',
+            'cannot be downloaded',
         ),
         (
             'train',
@@ -145,7 +145,7 @@ def test_checkpoint_of_another_model(run_tool, trained, tmp_path):
     result = run_tool('test', SHAPES_CONFIG, trained / 'epoch_2.pth', '--work-dir', tmp_path, '--cfg-options', *plain)
     assert result.returncode == 1
     assert 'is a checkpoint of another model' in result.stderr
-    assert 'have no place in the model (backbone.layers.0.1.1.attn.grc.lam, ' in result.stderr
+    assert 'are not in the model (backbone.layers.0.1.1.attn.grc.lam, ' in result.stderr
 
     checkpoint = torch.load(trained / 'epoch_2.pth')
     checkpoint['state_dict'] = {k: v for k, v in checkpoint['state_dict'].items() if '.grc.' not in k}

@@ -110,7 +110,7 @@ def test_annotations_of_the_lying_image(write_set, tmp_path):
     record = truth.imgs[1]
     record['width'], record['height'] = record['height'], record['width']
     notes, picture = draw(truth, predictions, tmp_path)
-    assert notes == [f'{predictions[0]["img_path"]} is of 96 x 64 pixels, but 64 x 96 in the annotations']
+    assert notes == [f'{predictions[0]["img_path"]} has 96 x 64 pixels, but 64 x 96 in the annotations']
     assert count_blue(halves(picture)[0]) > 5000
 
     predictions[0]['ori_shape'] = (96, 64)

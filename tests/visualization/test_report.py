@@ -168,7 +168,7 @@ def test_predictions_of_another_data_set(report, tmp_path):
 
 
 def test_what_of_the_predictions_can_be_shown(report, tmp_path):
-    """Images that are gone, masks that do not fit, no detection at all: the rest is in the report."""
+    """Images that are gone, masks that do not fit, no detections: the rest is in the report."""
     predictions = load(report.parent / 'predictions.pkl')
     found = predictions[1]['pred_instances']
     predictions[0]['img_path'] = '/nowhere/000001.png'
@@ -187,7 +187,7 @@ def test_what_of_the_predictions_can_be_shown(report, tmp_path):
         prediction['pred_instances'] = {key: values[:0] for key, values in instances.items()}
     (tmp_path / 'none.pkl').write_bytes(pickle.dumps(predictions))
     notes = write_report(report.parent, tmp_path / 'report.html', tmp_path / 'none.pkl')
-    assert any('the predictions have no detection at all' in note for note in notes)
+    assert any('the predictions have no detections' in note for note in notes)
     page = Page((tmp_path / 'report.html').read_text())
     assert page.headings[3:5] == ['AP of each class', 'Examples']
 
@@ -203,7 +203,7 @@ def test_another_evaluator(report):
     assert class_ap(config, predictions) == expected
     for evaluator in ({'type': 'VOCMetric'}, [], None):
         config.test_evaluator = evaluator
-        with pytest.raises(ValueError, match='test_evaluator is no CocoMetric'):
+        with pytest.raises(ValueError, match='test_evaluator is not a CocoMetric'):
             class_ap(config, predictions)
 
 

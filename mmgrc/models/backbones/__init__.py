@@ -1,4 +1,4 @@
-"""The GRC backbones, registered with MMEngine. They need MMDetection: what is wrong with that is said here."""
+"""The GRC backbones, registered with MMEngine. They need MMDetection. Problems with it are reported here."""
 
 from mmgrc.env.versions import check_stack
 

@@ -1,4 +1,4 @@
-"""What the GRC backbones share: their caches, and how their weights are loaded."""
+"""What the GRC backbones share: their caches and the loading of weights."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ class CachedBackbone(nn.Module):
     """Mixin for backbones whose attention layers have a :class:`GRC` layer.
 
     A backbone begins its forward with :meth:`begin_step`, runs its stages with :meth:`CacheStep.run`, and ends with
-    :meth:`commit`. In between nothing changes.
+    :meth:`commit`. Only the commit changes state.
     """
 
     grc: GRCConfig
     init_cfg: Mapping | None
     convert_weights: bool
     skipped_commits: int
-    """Training steps since the start of the process that were not stored, for a value that is not finite."""
+    """Training steps since the start of the process that were not stored because a value was not finite."""
 
     def init_caches(self, grc: GRCConfig) -> None:
-        """Take the options, speed up the layers and make loading loud; called once, when all layers are in place."""
+        """Set the options, replace linear layers by faster ones, and make loading warn about missing tensors.
+
+        Call it once, after all layers are created.
+        """
         replace_linear_layers(self)
         self.grc = grc
         self.skipped_commits = 0
@@ -40,7 +43,7 @@ class CachedBackbone(nn.Module):
             self.register_load_state_dict_post_hook(_warn_of_missing_layers)
 
     def grc_layers(self) -> dict[str, GRC]:
-        """The GRC layers by their names in the backbone, in the order in which they run."""
+        """The GRC layers by name, in the order in which they run."""
         return {name: module for name, module in self.named_modules() if isinstance(module, GRC)}
 
     def reset_caches(self) -> None:
@@ -49,9 +52,9 @@ class CachedBackbone(nn.Module):
             layer.cache.zero_()
 
     def init_weights(self) -> None:
-        """Initialise from scratch, or from the checkpoint that ``init_cfg`` names, see :meth:`convert_state`.
+        """Initialise from scratch, or from the checkpoint of ``init_cfg``, see :meth:`convert_state`.
 
-        The caches start empty either way.
+        In both cases the caches start empty.
 
         Raises:
             ValueError: No tensor of the checkpoint fits.
@@ -65,20 +68,20 @@ class CachedBackbone(nn.Module):
             load_converted(self, weights, self.convert_state if self.convert_weights else None, with_caches=False)
 
     def match_weights(self, checkpoint: Mapping) -> LoadReport:
-        """What :meth:`init_weights` would take of a checkpoint; nothing is loaded.
+        """Report what :meth:`init_weights` would load from a checkpoint, without loading it.
 
         Raises:
-            ValueError: No tensor of it fits, or one has another shape.
+            ValueError: No tensor fits, or a tensor has another shape.
         """
         convert = self.convert_state if self.convert_weights else None
         return match_converted(self, checkpoint, convert, with_caches=False)[1]
 
     def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Bring the state dict of other code to the keys and shapes of this backbone."""
+        """Convert the state dict of other code to the keys and shapes of this backbone."""
         raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        # The loader's own copy, of which the layers below are loaded next: a change here never reaches the caller.
+        # This is the loader's own copy, from which the submodules are loaded next. Changes do not reach the caller.
         start_silently(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -87,7 +90,7 @@ class CachedBackbone(nn.Module):
         return CacheStep(self.grc, images, copy_caches(self.grc_layers().values()) if self.training else {})
 
     def commit(self, step: CacheStep) -> None:
-        """Write the new caches of a step: in training mode only, since there are none in evaluation."""
+        """Write the new caches of a step. In evaluation there are none."""
         if not step.new_caches:
             return
         skipped_for = commit(step.new_caches, self.grc.sync)
@@ -97,8 +100,8 @@ class CachedBackbone(nn.Module):
         if self.skipped_commits == 1:
             name = next(name for name, layer in self.grc_layers().items() if layer is skipped_for)
             print_log(
-                f'{name}: the new cache has values that are not finite. The step is not stored and training goes on '
-                'with the caches as they were. This is said once.',
+                f'{name}: the new cache has values that are not finite. The step is not stored, and training continues '
+                'with the old caches. This message appears once.',
                 logger='current',
                 level=logging.WARNING,
             )
@@ -113,14 +116,14 @@ def _warn_of_missing_layers(module: CachedBackbone, incompatible) -> None:
     caches = sum(key.endswith('.grc.cache') for key in missing)
     message = (
         f'{len(missing)} of the {total} GRC tensors of {type(module).__name__} are not in the checkpoint'
-        f'{_first_of(missing)}, {caches} caches among them: they keep the values that they have, and a new cache '
+        f'{_first_of(missing)}, {caches} caches among them. They keep their current values, and a new cache '
         'is empty.'
     )
     if unused:
-        message += f' {len(unused)} GRC tensors of the checkpoint have no place in the model{_first_of(unused)}.'
+        message += f' {len(unused)} GRC tensors of the checkpoint are not in the model{_first_of(unused)}.'
     print_log(
-        f'{message} Harmless where training starts from weights without GRC. Where a trained GRC model was meant, it '
-        'is wrong: use the checkpoint with the config that it was trained with; a copy lies in its work dir.',
+        f'{message} This is harmless if training starts from weights without GRC. If a trained GRC model was meant, '
+        'use the checkpoint with the config that it was trained with. Its work dir has a copy.',
         logger='current',
         level=logging.WARNING,
     )

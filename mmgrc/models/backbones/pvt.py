@@ -26,19 +26,20 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
     """PVT with GRC attention, `Cached Transformers: Improving Transformers with Differentiable Memory Cache
     <https://arxiv.org/abs/2312.12742>`_.
 
-    It takes the arguments of :class:`mmdet.models.PyramidVisionTransformer`, whose state-dict keys stay as they are;
-    those of the memory stand below ``grc`` in each attention. With ``grc=dict(stages=())`` it is the stock backbone,
-    key for key and value for value. Inputs smaller than stock PVT accepts are padded where a kernel would not fit.
+    It takes the arguments of :class:`mmdet.models.PyramidVisionTransformer`. The state-dict keys of that class do not
+    change. The keys of the memory are below ``grc`` in each attention. With ``grc=dict(stages=())`` it is the stock
+    backbone, with the same keys and the same values. Inputs that are smaller than a kernel are padded.
 
     Args:
-        pretrain_img_size: Image size that the position embeddings and the default caches are made for.
-        grc: Options of the memory, the fields of :class:`~mmgrc.models.GRCConfig`. None: a memory in each stage, with
-            the cache at the stage's grid for an image of ``pretrain_img_size``.
-        with_cp: Whether to checkpoint the blocks: less memory in training, for a second forward. Stock PVT lacks it.
+        pretrain_img_size: Image size for the position embeddings and the default caches.
+        grc: Options of the memory, the fields of :class:`~mmgrc.models.GRCConfig`. None: a memory in each stage. Its
+            cache has the stage's grid for an image of ``pretrain_img_size``.
+        with_cp: Whether to use activation checkpointing in the blocks. Stock PVT lacks this option.
         kwargs: The other arguments of the stock backbone.
 
     Raises:
-        ValueError: An option of ``grc`` is unknown or has a bad value, or ``frozen_stages`` is given, which PVT lacks.
+        ValueError: An option of ``grc`` is unknown or has an invalid value, or ``frozen_stages`` is given, which PVT
+            lacks.
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
     ) -> None:
         if 'frozen_stages' in kwargs:
             raise ValueError(
-                f'frozen_stages={kwargs["frozen_stages"]!r}: PVT has no such argument, in MMDetection neither. To keep '
-                "stages as they are, set optim_wrapper.paramwise_cfg.custom_keys={'backbone.layers.0': "
-                'dict(lr_mult=0)}, an entry for each; their caches go on changing'
+                f'frozen_stages={kwargs["frozen_stages"]!r}: PVT has no such argument, not in MMDetection either. To '
+                "freeze stages, set optim_wrapper.paramwise_cfg.custom_keys={'backbone.layers.0': "
+                'dict(lr_mult=0)}, with an entry for each; their caches still change'
             )
         super().__init__(pretrain_img_size=pretrain_img_size, **kwargs)
         image_size = to_2tuple(pretrain_img_size)
@@ -63,7 +64,7 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
             self.layers[stage][0] = PatchEmbed(patch_embed)
             for index, block in enumerate(blocks):
                 if isinstance(block, pvt.AbsolutePositionEmbedding):
-                    # Stock has NumPy integers there, which exporters take for values that depend on the data.
+                    # Stock PVT has NumPy integers here. Exporters mistake them for values that depend on the data.
                     block.pos_shape = tuple(map(int, block.pos_shape))
                 if isinstance(block, pvt.PVTEncoderLayer):
                     grc_layer = _make_layer(block.attn, options, stage) if stage in options.stages else None
@@ -71,11 +72,11 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
         self.init_caches(options)
 
     def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Bring the state dict of the original PVT, of MMDetection or of the published GRC code to our keys."""
+        """Convert the state dict of the original PVT, of MMDetection or of the published GRC code to our keys."""
         return convert_pvt(state)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the feature maps; in training mode the caches are renewed at the end.
+        """Compute the feature maps. In training mode, store the new caches at the end.
 
         Args:
             x: (B, C, H, W), normalised images, padded with zeros at the bottom and right.
@@ -87,7 +88,7 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
         for number, (patch_embed, blocks, norm) in enumerate(self.layers):
             x, hw_shape = patch_embed(x)
             x = step.run(number, blocks, x, hw_shape)
-            # A view of the tokens; only what is given out is transposed.
+            # A view of the tokens. Only maps that are returned are transposed.
             x = norm(x).unflatten(1, hw_shape).permute(0, 3, 1, 2)
             if number in self.out_indices:
                 outs.append(x.contiguous())

@@ -30,21 +30,21 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
     """Swin with GRC attention, `Cached Transformers: Improving Transformers with Differentiable Memory Cache
     <https://arxiv.org/abs/2312.12742>`_.
 
-    It takes the arguments of :class:`mmdet.models.SwinTransformer`, whose state-dict keys stay as they are; those of
-    the memory stand below ``grc`` in each attention. With ``grc=dict(stages=())`` it is the stock backbone, key for key
-    and value for value. Neither the paper nor its code says how Swin has its memory: here a layer's memory is of the
-    whole map, beside the windows, and each token attends one cache.
+    It takes the arguments of :class:`mmdet.models.SwinTransformer`. The state-dict keys of that class do not change.
+    The keys of the memory are below ``grc`` in each attention. With ``grc=dict(stages=())`` it is the stock backbone,
+    with the same keys and the same values. Neither the paper nor its code describes the memory of Swin. Here the cache
+    of a layer covers the whole map instead of a window, and every token attends to it.
 
     Args:
-        pretrain_img_size: Image size that position embeddings and default caches are made for.
-        grc: Options of the memory, the fields of :class:`~mmgrc.models.GRCConfig`. None: a memory in each stage, with
-            the cache at the stage's grid for ``pretrain_img_size``, pooled by 4 and 2 in the first two.
+        pretrain_img_size: Image size for the position embeddings and the default caches.
+        grc: Options of the memory, the fields of :class:`~mmgrc.models.GRCConfig`. None: a memory in each stage. Its
+            cache has the stage's grid for ``pretrain_img_size``, pooled by 4 and 2 in the first two stages.
         kwargs: The other arguments of the stock backbone. With ``frozen_stages`` the caches of the frozen stages
-            stay as they are, too.
+            do not change either.
 
     Raises:
-        ValueError: An option of ``grc`` is unknown or has a bad value, or ``frozen_stages`` names more stages than
-            there are.
+        ValueError: An option of ``grc`` is unknown or has an invalid value, or ``frozen_stages`` is larger than the
+            number of stages.
     """
 
     def __init__(self, *, pretrain_img_size: int | tuple[int, int] = 224, grc: Mapping | None = None, **kwargs) -> None:
@@ -70,20 +70,20 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
             if stage.downsample and PatchMerging.fits(stage.downsample):
                 stage.downsample = PatchMerging(stage.downsample)
         self.init_caches(options)
-        # The stock class freezes in train() alone, which is called when DDP has taken all parameters for trainable.
+        # The stock class freezes only in train(), which is called after DDP has registered all parameters as trainable.
         self._freeze_stages()
 
     def train(self, mode: bool = True) -> GRCSwinTransformer:
-        """Set the mode, frozen stages apart; returns the backbone, which the stock class forgets."""
+        """Set the mode, except for frozen stages. Return the backbone, which the stock class does not."""
         super().train(mode)
         return self
 
     def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Bring the state dict of the original Swin or of MMDetection to our keys, position tables to our sizes."""
+        """Convert the state dict of the original Swin or of MMDetection to our keys and sizes of position tables."""
         return convert_swin(state, self.state_dict())
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the feature maps; in training mode the caches are renewed at the end.
+        """Compute the feature maps. In training mode, store the new caches at the end.
 
         Args:
             x: (B, C, H, W), normalised images, padded with zeros at the bottom and right.
@@ -107,7 +107,7 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
         return tuple(outs)
 
     def _position_embedding(self, hw_shape: tuple[int, int]) -> Tensor:
-        """The absolute position embedding, resized where the map has another size than in pre-training."""
+        """The absolute position embedding, resized if the map has another size than in pre-training."""
         if tuple(hw_shape) == self.pretrain_grid:
             return self.absolute_pos_embed
         grid = self.absolute_pos_embed.unflatten(1, self.pretrain_grid).permute(0, 3, 1, 2)

@@ -1,1 +1,1 @@
-"""The stock layers of PVT and Swin, adopted: MMDetection's weights and keys, our computation, a cache where one is."""
+"""The stock layers of PVT and Swin with MMDetection's weights and keys, our computation, and optionally a cache."""

@@ -1,4 +1,4 @@
-"""Feed-forward layers of tokens, in chunks of them."""
+"""Feed-forward layers, computed in chunks of tokens."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ['run_in_chunks']
 
 
 def run_in_chunks(layers: Sequence[nn.Module], x: Tensor, width: int) -> Tensor:
-    """Run layers in sequence, each of which takes each token by itself.
+    """Run layers in sequence. Each layer must process every token independently.
 
     Args:
-        layers: Norms, linear layers and activations, and 1x1 convolutions, which are run as linear layers.
+        layers: Norms, linear layers, activations, and 1x1 convolutions. The latter run as linear layers.
         x: (B, T, D), tokens.
         width: Channels of the widest map between them.
 
@@ -25,7 +25,7 @@ def run_in_chunks(layers: Sequence[nn.Module], x: Tensor, width: int) -> Tensor:
         (B, T, D_out).
     """
     weightless = [number for number, layer in enumerate(layers) if not any(True for _ in layer.parameters())]
-    # The activation needs its input alone for the gradient, and gives the next layer's input once more.
+    # For its gradient, the activation needs only its input. From that, the next layer's input can be recomputed.
     activation = weightless[0] if weightless else len(layers)
     first, then = (partial(_run, part) for part in (layers[:activation], layers[activation:]))
     return in_chunks(first, [x], width=width, then=then)

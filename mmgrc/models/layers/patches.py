@@ -1,4 +1,4 @@
-"""Patch embedding and merging, without a transposed map. Each adopts the submodules of its stock layer."""
+"""Patch embedding and merging without a transposed map. Each layer adopts the submodules of its stock layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ['PatchEmbed', 'PatchMerging']
 
 
 class PatchEmbed(nn.Module):
-    """Patch embedding of images, or of the map of the stage before.
+    """Patch embedding of images, or of the map of the previous stage.
 
     Args:
         stock: The layer of MMDetection whose submodules are adopted.
@@ -27,7 +27,7 @@ class PatchEmbed(nn.Module):
         self.norm = stock.norm
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Embed (B, C, H, W) as tokens (B, T, D); returns their rows and columns, too."""
+        """Embed (B, C, H, W) as tokens (B, T, D). Return the tokens and their rows and columns."""
         if self.adap_padding is not None:
             images = self.adap_padding(images)
         tokens, hw_shape = convolve_patches(images, self.projection)
@@ -35,7 +35,7 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Swin's patch merging, which MMDetection makes of an unfolded, transposed map.
+    """Swin's patch merging. MMDetection computes it from an unfolded, transposed map.
 
     Args:
         stock: The layer of MMDetection whose submodules are adopted.
@@ -50,7 +50,7 @@ class PatchMerging(nn.Module):
 
     @staticmethod
     def fits(stock: layers.PatchMerging) -> bool:
-        """Whether the layer pads to whole patches that do not overlap, and its norm is Swin's or none."""
+        """Whether the layer pads to whole patches that do not overlap, and has Swin's norm or no norm."""
         padded = stock.adap_padding is not None
         return padded and tiles(stock.sampler) and isinstance(stock.norm, nn.LayerNorm | None)
 
@@ -59,7 +59,7 @@ class PatchMerging(nn.Module):
 
         Args:
             x: (B, T, D).
-            hw_shape: Rows and columns of the tokens; padded with zeros to whole patches.
+            hw_shape: Rows and columns of the tokens. The grid is padded with zeros to whole patches.
 
         Returns:
             (B, T', D'), and their rows and columns.

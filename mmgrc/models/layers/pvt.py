@@ -1,5 +1,5 @@
-"""The layers of a PVT block. Each adopts the submodules of its stock layer: construction, initialisation and
-state-dict keys stay MMDetection's, and only the computation is ours.
+"""The layers of a PVT block. Each adopts the submodules of its stock layer. Construction, initialisation and
+state-dict keys are MMDetection's. Only the computation is ours.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ['MixFFN', 'PVTEncoderLayer', 'SpatialReductionAttention']
 
 
 class SpatialReductionAttention(nn.Module):
-    """PVT's attention without attention maps in memory, and with a cache where a GRC layer is given.
+    """PVT's attention on a fused kernel, optionally with a GRC layer.
 
     Args:
         stock: The layer of MMDetection whose submodules are adopted.
-        grc: The memory of this layer. None: the stock computation.
+        grc: The GRC layer of this attention. None: the stock computation.
     """
 
     output_projection = 'attn.out_proj'
-    """The name of the layer that makes ``O_self``."""
+    """The name of the layer whose output is ``O_self``."""
 
     def __init__(self, stock: pvt.SpatialReductionAttention, grc: GRC | None = None) -> None:
         super().__init__()
@@ -50,12 +50,12 @@ class SpatialReductionAttention(nn.Module):
         cache: Tensor | None = None,
         resampling: Resampling | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend the tokens, and the cache where there is one.
+        """Attend to the tokens, and to the cache if there is one.
 
         Args:
             x: (B, T, D), normed tokens.
             hw_shape: Rows and columns of the tokens.
-            identity: (B, T, D), what the result is added to.
+            identity: (B, T, D), the tensor that the result is added to.
             cache: (1, T_m, D_m), see :meth:`GRC.forward`.
             resampling: See :meth:`GRC.forward`.
 
@@ -69,7 +69,7 @@ class SpatialReductionAttention(nn.Module):
         return add_residual(identity, out, self.dropout_layer), new_cache
 
     def _attend_heads(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """What the heads give, (B, T, D), side by side."""
+        """The outputs of the heads, concatenated, (B, T, D)."""
         attn, dims = self.attn, self.attn.embed_dim
         weight, bias = attn.in_proj_weight, attn.in_proj_bias
         bias_q, bias_kv = (None, None) if bias is None else (bias[:dims], bias[dims:])
@@ -84,7 +84,7 @@ class SpatialReductionAttention(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """PVT's feed-forward layer with its 1x1 convolutions as linear layers: tokens need no transposition.
+    """PVT's feed-forward layer with linear layers instead of 1x1 convolutions, so that tokens are not transposed.
 
     Args:
         stock: The layer of MMDetection whose submodules are adopted.
@@ -96,11 +96,11 @@ class MixFFN(nn.Module):
         self.dropout_layer = stock.dropout_layer
 
     def forward(self, x: Tensor, norm: nn.Module, hw_shape: tuple[int, int]) -> Tensor:
-        """Feed the tokens forward.
+        """Run the feed-forward layer.
 
         Args:
-            x: (B, T, D), tokens; the result is added to them.
-            norm: The block's norm of them.
+            x: (B, T, D), tokens. The result is added to them.
+            norm: The block's norm for them.
             hw_shape: Rows and columns of the tokens.
 
         Returns:
@@ -109,7 +109,7 @@ class MixFFN(nn.Module):
         layers, out, width = [norm, *self.layers], x, self.layers[0].out_channels
         for number, layer in enumerate(layers):
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-                # PVTv2's depthwise convolution sees a token's neighbours.
+                # PVTv2's depthwise convolution also reads the neighbours of a token.
                 out = run_in_chunks(layers[:number], out, width)
                 out = convolve_tokens(out, hw_shape, layer)
                 layers = layers[number + 1 :]
@@ -122,7 +122,7 @@ class PVTEncoderLayer(CachedBlock):
 
     Args:
         stock: The block of MMDetection whose submodules are adopted.
-        grc: The memory of its attention. None: the stock computation.
+        grc: The GRC layer of its attention. None: the stock computation.
         with_cp: See :class:`~mmgrc.models.cache.CachedBlock`.
     """
 

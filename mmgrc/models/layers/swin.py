@@ -1,5 +1,5 @@
-"""The layers of a Swin block. Each adopts the submodules of its stock layer: construction, initialisation and
-state-dict keys stay MMDetection's, and only the computation is ours.
+"""The layers of a Swin block. Each adopts the submodules of its stock layer. Construction, initialisation and
+state-dict keys are MMDetection's. Only the computation is ours.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ['FFN', 'ShiftWindowMSA', 'SwinBlock']
 
 
 class FFN(nn.Module):
-    """Swin's feed-forward layer in chunks of the tokens.
+    """Swin's feed-forward layer, computed in chunks of tokens.
 
     Args:
         stock: The layer of mmcv whose submodules are adopted.
@@ -37,11 +37,11 @@ class FFN(nn.Module):
         self.dropout_layer = stock.dropout_layer
 
     def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
-        """Feed the tokens forward.
+        """Run the feed-forward layer.
 
         Args:
-            x: (B, T, D), tokens; the result is added to them.
-            norm: The block's norm of them.
+            x: (B, T, D), tokens. The result is added to them.
+            norm: The block's norm for them.
 
         Returns:
             (B, T, D).
@@ -51,17 +51,17 @@ class FFN(nn.Module):
 
 
 class ShiftWindowMSA(nn.Module):
-    """Swin's shifted-window attention on the fused kernel, and with a cache where a GRC layer is given.
+    """Swin's shifted-window attention on a fused kernel, optionally with a GRC layer.
 
-    The memory is of the whole map, not of a window: every token attends the one cache of its layer.
+    The cache of a layer covers the whole map instead of a window. Every token attends to it.
 
     Args:
         stock: The layer of MMDetection whose submodules are adopted.
-        grc: The memory of this layer. None: the stock computation.
+        grc: The GRC layer of this attention. None: the stock computation.
     """
 
     output_projection = 'w_msa.proj'
-    """The name of the layer that makes ``O_self``."""
+    """The name of the layer whose output is ``O_self``."""
 
     def __init__(self, stock: swin.ShiftWindowMSA, grc: GRC | None = None) -> None:
         super().__init__()
@@ -79,12 +79,12 @@ class ShiftWindowMSA(nn.Module):
         cache: Tensor | None = None,
         resampling: Resampling | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend the tokens in windows, and the cache where there is one.
+        """Attend to the tokens of the same window, and to the cache if there is one.
 
         Args:
             x: (B, T, D), normed tokens.
             hw_shape: Rows and columns of the tokens.
-            identity: (B, T, D), what the result is added to.
+            identity: (B, T, D), the tensor that the result is added to.
             cache: (1, T_m, D_m), see :meth:`GRC.forward`.
             resampling: See :meth:`GRC.forward`.
 
@@ -98,7 +98,7 @@ class ShiftWindowMSA(nn.Module):
         return add_residual(identity, out, self.drop), new_cache
 
     def _attend_heads(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """What the heads give in their windows, (B, T, D), side by side."""
+        """The outputs of the heads in their windows, concatenated, (B, T, D)."""
         msa = self.w_msa
         windows = make_windows(hw_shape, self.window_size, self.shift_size, x.device)
         tokens = [windows.partition(x)]
@@ -114,10 +114,10 @@ class ShiftWindowMSA(nn.Module):
         Args:
             bias: (heads, N, N), of the relative positions.
             windows: (B, n, N, D).
-            region: (B, n, N, 1), whole numbers: only tokens of the same region attend each other.
+            region: (B, n, N, 1), integers. Only tokens of the same region attend to each other.
 
         Returns:
-            (B, n, N, D), the heads side by side.
+            (B, n, N, D), with the heads concatenated.
         """
         msa = self.w_msa
         # (B n, N, 3 D) -> 3 x (B n, heads, N, D / heads)
@@ -128,7 +128,7 @@ class ShiftWindowMSA(nn.Module):
             region = region.flatten(0, 1)
             bias = bias + ((region != region.mT).to(query.dtype) * -100)[:, None]
         if is_fast() and query.device.type == 'cpu' and torch.is_grad_enabled() and bias.requires_grad:
-            # The fused kernel for the CPU has no gradient of a bias; what PyTorch does instead is slower than this.
+            # The fused CPU kernel has no gradient for a bias. PyTorch's fallback is slower than this.
             attention = (query * msa.scale @ key.mT + bias).softmax(dim=3)
             out = msa.attn_drop(attention) @ value
         else:
@@ -142,7 +142,7 @@ class SwinBlock(CachedBlock):
 
     Args:
         stock: The block of MMDetection whose submodules and ``with_cp`` are adopted.
-        grc: The memory of its attention. None: the stock computation.
+        grc: The GRC layer of its attention. None: the stock computation.
     """
 
     def __init__(self, stock: swin.SwinBlock, grc: GRC | None = None) -> None:

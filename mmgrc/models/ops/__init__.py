@@ -1,4 +1,4 @@
-"""The same numbers, faster: what the layers compute on a CPU in the place of PyTorch's own operations.
+"""Faster operations that compute the same numbers. On a CPU the layers use them instead of PyTorch's own.
 
 Each module names its plain form. :func:`use_ops` and the environment variable ``MMGRC_OPS`` choose between the two.
 """

@@ -1,4 +1,4 @@
-"""Multi-head attention with work for every thread. Plain: PyTorch's ``scaled_dot_product_attention``."""
+"""Multi-head attention that uses every thread. Plain: PyTorch's ``scaled_dot_product_attention``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ __all__ = ['attend', 'attend_tokens']
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
-    """As :func:`torch.nn.functional.scaled_dot_product_attention`, with gradients made on all threads of a CPU.
+    """Compute :func:`torch.nn.functional.scaled_dot_product_attention`, with gradients on all threads of a CPU.
 
-    There the kernel's backward pass gives a thread whole heads, of which a layer may have but one. Queries do not see
-    each other, so parts of them pass as images of their own. Nothing is copied where an image is attended alone.
+    On the CPU, the kernel's backward pass assigns whole heads to threads, and a layer may have only one head. Queries
+    are independent of each other, so the function passes parts of them as separate images. With a single image, nothing
+    is copied.
 
     Args:
         query: (B, heads, T, C).
@@ -42,7 +43,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> T
 
 
 def _count_parts(heads: int, length: int, threads: int) -> int:
-    """Into how many equal parts of ``length`` the busiest of some threads has the least to do; the fewest of them."""
+    """The smallest number of equal parts of ``length`` for which the busiest thread has the least work."""
     divisors = [parts for parts in range(1, threads + 1) if length % parts == 0]
     return min(divisors, key=lambda parts: (-(-heads * parts // threads) / parts, parts))
 
@@ -50,21 +51,21 @@ def _count_parts(heads: int, length: int, threads: int) -> int:
 def attend_tokens(
     x: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor, value: Tensor, dropout: float = 0.0
 ) -> Tensor:
-    """Make queries of tokens and attend.
+    """Project tokens to queries and attend.
 
-    PyTorch's kernel for float32 on the CPU is built on MKL's matrix product. Where oneDNN's is faster, an attention map
-    made by it is, too, in chunks of the tokens.
+    PyTorch's kernel for float32 on the CPU uses MKL's matrix product. If oneDNN's product is faster, attention maps
+    computed with it, in chunks of tokens, are faster too.
 
     Args:
         x: (B, T, D), tokens.
-        weight: (D, D), of the queries.
-        bias: (D,), of the queries, or None.
+        weight: (D, D), the query projection.
+        bias: (D,), of the query projection, or None.
         key: (B, heads, K, C).
         value: (B, heads, K, C).
         dropout: Dropout of the attention, in [0, 1].
 
     Returns:
-        (B, T, D), the heads side by side.
+        (B, T, D), with the heads concatenated.
     """
     heads, keys, channels = key.shape[1:]
 

@@ -1,4 +1,4 @@
-"""Functions of single tokens, run on a few tokens at a time so that wide maps are never whole. Plain: one call."""
+"""Run functions of individual tokens on a few tokens at a time, so that wide maps stay small. Plain: one call."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .mode import is_fast, onednn_is_faster
 __all__ = ['in_chunks']
 
 _MIN_TOKENS = 1024
-"""Fewer are not worth a chunk."""
+"""Fewer tokens are not split."""
 _THREAD_TOKENS = 1024
 _THREAD_SIZE = 2**19
-"""A thread's part of the widest map of a chunk, 2 MB in float32: it stays in the core's cache."""
+"""Size of a thread's part of the widest map of a chunk. 2 MB in float32 stay in the core's cache."""
 
 
 def in_chunks(
@@ -31,21 +31,22 @@ def in_chunks(
 ) -> Tensor:
     """Run a function of tokens on the CPU in chunks, and recompute inner maps in the backward pass.
 
-    A map that is wider than the tokens, as in feed-forward layers and attention, takes long to get as newly allocated
-    memory, and a chunk of it is small enough to be used again and again. Where arithmetic is slow, only what ``then``
-    does is recomputed, and what ``function`` does before its last matrix product, which needs its input alone. On
-    other devices all runs once on all tokens.
+    Feed-forward layers and attention have maps that are wider than the tokens. Allocating memory for such a map takes
+    long, whereas the memory of a small chunk is reused. If arithmetic is slow, the backward pass recomputes only
+    ``then``, and ``function`` up to its last matrix product, which needs only its input. On other devices
+    everything runs once on all tokens.
 
     Args:
-        function: Of ``tokens`` and ``context``. It must not mix what stands in different places of axis 1.
+        function: A function of ``tokens`` and ``context``. It must not mix different positions of axis 1.
         tokens: (B, L, ..., D_i) each: L tokens, or L groups of tokens.
-        context: (B, ...) each: what all tokens of an image see.
+        context: (B, ...) each: inputs shared by all tokens of an image.
         width: Channels of the widest map, for each token.
-        then: What follows ``function``, of its result: quick to recompute up to the last map that a gradient needs.
-        recompute: Whether all of ``function`` may be recomputed where arithmetic is fast.
+        then: A function of the result of ``function``. Up to the last map that a gradient needs, it is
+            quick to recompute.
+        recompute: Whether all of ``function`` may be recomputed if arithmetic is fast.
 
     Returns:
-        (B, L, ..., D_out), what ``function``, or ``then`` after it, returns.
+        (B, L, ..., D_out), the result of ``function``, or of ``then`` after it.
     """
     batch, length = tokens[0].shape[:2]
     total = length * tokens[0].shape[2:-1].numel()

@@ -1,4 +1,4 @@
-"""Convolutions of tokens on their grid. Plain: ``nn.Conv2d`` on the tokens seen as a map."""
+"""Convolutions of tokens on their grid. Plain: ``nn.Conv2d`` on the tokens as a map."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ __all__ = ['convolve_patches', 'convolve_tokens', 'cut_patches', 'reorder_patch_
 
 
 def convolve_tokens(x: Tensor, hw_shape: tuple[int, int], conv: nn.Conv2d) -> Tensor:
-    """Convolve tokens on their grid, which keeps its size.
+    """Convolve tokens on their grid, whose size does not change.
 
     With two channels in a group, oneDNN's kernel for groups takes up to ten times as long as its kernel for depthwise
-    convolutions. So a channel is convolved for itself and for the other one of its pair, and the latter are swapped.
+    convolutions. Each channel is therefore convolved once for itself and once for the other channel of its pair. The
+    latter results are swapped.
 
     Args:
         x: (B, T, D).
@@ -27,7 +28,7 @@ def convolve_tokens(x: Tensor, hw_shape: tuple[int, int], conv: nn.Conv2d) -> Te
         (B, T, D).
     """
     channels = conv.out_channels
-    # (B, T, D) seen as an NHWC map.
+    # (B, T, D) as an NHWC map.
     grid = x.unflatten(1, hw_shape).permute(0, 3, 1, 2)
     if channels != 2 * conv.groups or not is_fast_float32(x):
         return conv(grid).permute(0, 2, 3, 1).flatten(1, 2)
@@ -46,8 +47,8 @@ def convolve_tokens(x: Tensor, hw_shape: tuple[int, int], conv: nn.Conv2d) -> Te
 def convolve_patches(grid: Tensor, conv: nn.Module) -> tuple[Tensor, tuple[int, int]]:
     """Convolve a map to tokens.
 
-    Where the stride is the kernel this is a linear layer of patches. On the CPU its backward pass takes half the time
-    of the convolution's. A map into which the kernel does not fit once is padded with zeros at the bottom and right.
+    If the stride equals the kernel size, this is a linear layer of patches. On the CPU its backward pass takes half the
+    time of the convolution's. A map smaller than the kernel is padded with zeros at the bottom and right.
 
     Args:
         grid: (B, C, H, W).
@@ -70,12 +71,12 @@ def convolve_patches(grid: Tensor, conv: nn.Module) -> tuple[Tensor, tuple[int, 
 
 
 def tiles(layer: nn.Conv2d | nn.Unfold) -> bool:
-    """Whether the layer's patches stand side by side, with nothing between, around or in common."""
+    """Whether the layer's patches tile the map: no gaps, no padding, no overlap."""
     return layer.kernel_size == layer.stride and layer.dilation == (1, 1) and layer.padding == (0, 0)
 
 
 def cut_patches(grid: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """Cut (B, D, H, W) into T patches, (B, T, rows cols D), and their rows and columns; a rest is left out."""
+    """Cut (B, D, H, W) into T patches (B, T, rows cols D), dropping a remainder; return their rows and columns, too."""
     rows, cols = (length // part for length, part in zip(grid.shape[2:], size, strict=True))
     grid = grid.permute(0, 2, 3, 1)[:, : rows * size[0], : cols * size[1]]
     patches = grid.unflatten(2, (cols, size[1])).unflatten(1, (rows, size[0])).transpose(2, 3)
@@ -83,5 +84,5 @@ def cut_patches(grid: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int,
 
 
 def reorder_patch_weight(weight: Tensor, dims: int) -> Tensor:
-    """Bring the last axis from PyTorch's order, the places of each of ``dims`` channels, to that of a patch."""
+    """Reorder the last axis from PyTorch's order (``dims`` channels, then positions) to that of a patch."""
     return weight.unflatten(-1, (dims, -1)).transpose(-1, -2).flatten(-2)

@@ -1,4 +1,4 @@
-"""GRC with its mix folded into two output projections. Plain: :class:`mmgrc.models.grc.GRC`, whose text it follows."""
+"""GRC with its mix folded into two output projections. Plain: :class:`mmgrc.models.grc.GRC`, whose code it follows."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ __all__ = ['FoldedGRC', 'Unprojected', 'project']
 
 
 class Unprojected(NamedTuple):
-    """``O_self`` as the output projection that is still to come."""
+    """``O_self`` before its output projection."""
 
     heads: Tensor
-    """(B, T, D), what the heads of self-attention give, side by side."""
+    """(B, T, D), the outputs of the self-attention heads, concatenated."""
     proj: nn.Linear
     """The output projection of self-attention, D to D."""
 
 
 def project(heads: Tensor, proj: nn.Linear, dropout: nn.Dropout) -> Tensor | Unprojected:
-    """Project what the heads give (B, T, D), or leave that to a :class:`FoldedGRC` where no dropout stands between."""
+    """Project the heads' outputs (B, T, D), or leave that to a :class:`FoldedGRC` if no dropout is in between."""
     if not is_fast() or (dropout.p and dropout.training):
         return dropout(proj(heads))
     return Unprojected(heads, proj)
 
 
 class FoldedGRC(GRC):
-    """A :class:`GRC` that also takes an ``O_self`` that is not projected yet.
+    """A :class:`GRC` that also takes ``O_self`` before its output projection.
 
     σ(λ) scales the memory's output per head, zeros pad its channels to D / heads, and 1 - σ(λ) scales O_self. All of
-    this is linear, so it goes into the two output projections: neither O_self nor a padded or scaled map is ever made
-    or stored for the backward pass. For the same reason the summary projects the mean of the tokens, on far fewer of
-    them. With a tensor the layer computes as its base class.
+    this is linear, so it can be folded into the two output projections. Neither O_self nor a padded or scaled map is
+    computed or stored for the backward pass. For the same reason the summary projects the mean of the tokens, which is
+    far smaller. Given a tensor, the layer computes the same as its base class.
     """
 
     def summarize(
@@ -54,7 +54,7 @@ class FoldedGRC(GRC):
         tokens = attn_out.heads if code else x
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         with no_autocast(x.device):
-            # All channels are resampled: a slice of the tokens would be copied, and its gradient filled up with zeros.
+            # Resample all channels: a slice of the tokens would be copied, and its gradient padded with zeros.
             summary = resampling(tokens.to(dtype).unflatten(1, hw_shape))
             if code:
                 weight, bias = attn_out.proj.weight[: self.dims].to(dtype), attn_out.proj.bias

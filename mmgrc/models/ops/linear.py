@@ -1,4 +1,4 @@
-"""Linear layers on the fastest matrix product that PyTorch has for them on the CPU. Plain: ``nn.Linear``."""
+"""Linear layers on PyTorch's fastest matrix product for them on the CPU. Plain: ``nn.Linear``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .mode import is_fast, onednn_is_faster
 __all__ = ['Linear', 'is_fast_float32', 'linear', 'prefers_onednn', 'replace_linear_layers']
 
 _MIN_ROWS = 1024
-"""Below, a convolution takes as long as a matrix product."""
+"""With fewer rows, a convolution takes as long as a matrix product."""
 
 
 def is_fast_float32(x: Tensor) -> bool:
-    """Whether ``x`` is computed with in float32 by fast operations on the CPU, with oneDNN at hand."""
+    """Whether fast operations process ``x`` in float32 on the CPU, with oneDNN available."""
     return (
         is_fast()
         and x.device.type == 'cpu'
@@ -31,9 +31,9 @@ def prefers_onednn(x: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As :func:`torch.nn.functional.linear`, which for float32 on the CPU is MKL's matrix product.
+    """Compute :func:`torch.nn.functional.linear`, which for float32 on the CPU is MKL's matrix product.
 
-    A 1x1 convolution of the tokens, seen as a channels-last map, is the same sum on oneDNN, and nothing is copied.
+    A 1x1 convolution of the tokens, as a channels-last map, is the same sum on oneDNN. Nothing is copied.
 
     Args:
         x: (..., D_in).
@@ -47,17 +47,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     # (..., D_in) -> (1, D_in, 1, rows)
     rows = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
-    # Along one row a dilation changes nothing; without it a single thread would not get oneDNN.
+    # With one row a dilation changes nothing. Without it a single thread would not use oneDNN.
     out = F.conv2d(rows, weight[:, :, None, None], bias, dilation=(2, 1))
-    # As in PyTorch's own linear: no view, so that what is added in place needs no copy in the backward pass.
+    # As in PyTorch's own linear: not a view, so that in-place additions need no copy in the backward pass.
     return torch.ops.aten._unsafe_view(out.permute(0, 2, 3, 1), (*x.shape[:-1], weight.shape[0]))
 
 
 class Linear(nn.Linear):
-    """A linear layer on :func:`linear`."""
+    """A linear layer that uses :func:`linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the stock layer, (..., D_in) to (..., D_out)."""
+        """Map (..., D_in) to (..., D_out), as the stock layer does."""
         return linear(x, self.weight, self.bias)
 
 

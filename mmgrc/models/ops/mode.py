@@ -1,4 +1,4 @@
-"""The one switch between plain and fast operations, and what is fast on this processor."""
+"""The switch between plain and fast operations, and the choice for this processor."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ['MODES', 'VARIABLE', 'describe_ops', 'is_fast', 'onednn_is_faster', '
 
 VARIABLE = 'MMGRC_OPS'
 MODES = {
-    'plain': "PyTorch's own layers and the text of mmgrc/models/grc.py",
+    'plain': "PyTorch's own layers and the code of mmgrc/models/grc.py",
     'fast': 'the same numbers faster, with the matrix products that suit the processor',
     'fast-mkl': 'fast, with the matrix products of MKL',
-    'fast-onednn': 'fast, with the matrix products of oneDNN, and maps recomputed that are quick to compute',
+    'fast-onednn': 'fast, with the matrix products of oneDNN; maps that are quick to compute are recomputed',
 }
 
 
 def _is_held_back() -> bool:
-    """Whether MKL stays below what the processor can do: on an AMD it does not use AVX-512.
+    """Whether MKL does not use the full speed of the processor: on an AMD it does not use AVX-512.
 
     A product of 2048 x 2048 in float32 on two threads: 230 GFLOP/s by MKL and 500 by oneDNN on a Zen 5; 153 and 155 on
     an Intel Sapphire Rapids; 161 and 144 on a Zen 3, which has no AVX-512.
@@ -40,19 +40,19 @@ def _checked(mode: str, source: str) -> str:
     return mode
 
 
-# Read once: all processes of a run choose alike, and a resumed run computes as the one before.
+# Read once, so that all processes of a run make the same choice, and a resumed run computes like the interrupted one.
 _mode = _checked(os.environ.get(VARIABLE) or 'fast', VARIABLE)
 _HELD_BACK = _is_held_back()
 
 
 def ops_mode() -> str:
-    """The mode in force, a key of :data:`MODES`."""
+    """The active mode, a key of :data:`MODES`."""
     return _mode
 
 
 @contextmanager
 def use_ops(mode: str) -> Iterator[None]:
-    """Compute in another mode. Run the backward pass inside, too: it may recompute what the forward pass did.
+    """Use another mode. Run the backward pass inside the context too: it may recompute parts of the forward pass.
 
     Args:
         mode: A key of :data:`MODES`.
@@ -69,20 +69,20 @@ def use_ops(mode: str) -> Iterator[None]:
 
 
 def is_fast() -> bool:
-    """Whether fast operations are used: not in the plain mode, nor in a graph that is compiled, traced or exported."""
+    """Whether fast operations are used. The plain mode and compiled, traced or exported graphs do not use them."""
     return _mode != 'plain' and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def onednn_is_faster() -> bool:
-    """Whether matrix products are faster by oneDNN than by MKL.
+    """Whether matrix products are faster with oneDNN than with MKL.
 
-    There a product also takes less time than newly allocated memory for its result, so that it is recomputed in the
-    backward pass instead of stored.
+    In that case a product also takes less time than allocating memory for its result. The backward pass recomputes it
+    instead of storing it.
     """
     return _mode == 'fast-onednn' or (_mode == 'fast' and _HELD_BACK)
 
 
 def describe_ops() -> str:
-    """The mode in force, with the choice that was made for this processor."""
+    """Describe the active mode and the choice for this processor."""
     kernel = '' if _mode == 'plain' else f', matrix products of {"oneDNN" if onednn_is_faster() else "MKL"}'
     return f'{_mode}{kernel} ({VARIABLE})'

@@ -1,4 +1,4 @@
-"""Shifted windows of a map as one gather, and one back. Plain: pad, roll and partition."""
+"""Shifted windows of a map by one gather, and one gather back. Plain: pad, roll and partition."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Windows(NamedTuple):
     size: int
     """Rows and columns of a window."""
     shift: int
-    """By how many rows and columns the padded map is rolled up and left before it is cut."""
+    """By how many rows and columns the padded map is rolled up and left before it is partitioned."""
     order: WindowOrder | None
-    """The same as a gather. None: it is padded, rolled and cut."""
+    """The same as a gather. None: pad, roll and partition."""
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Windows from top to bottom and from left to right; the map is padded to whole ones."""
+        """Number of windows from top to bottom and from left to right. The map is padded to whole windows."""
         rows, cols = ((length + self.size - 1) // self.size for length in self.hw_shape)
         return rows, cols
 
     def partition(self, tokens: Tensor) -> Tensor:
-        """(B, T, D) -> (B, n, N, D): n windows of N = size size tokens, zeros where the map was padded."""
+        """(B, T, D) -> (B, n, N, D): n windows of N = size² tokens, with zeros for padding."""
         if self.order is not None:
             return self.order.to_windows(tokens).unflatten(1, (-1, self.size * self.size))
         rows, cols = self.counts
@@ -51,9 +51,9 @@ class Windows(NamedTuple):
         return grid[:, : self.hw_shape[0], : self.hw_shape[1]].flatten(1, 2)
 
     def regions(self, device: torch.device) -> Tensor:
-        """The part of the map that each token of a window comes from, (n, N), whole numbers.
+        """The part of the map that each token of a window comes from, (n, N), integers.
 
-        A roll brings tokens from opposite sides of the map into one window; those must not attend each other.
+        The roll brings tokens from opposite sides of the map into one window. They must not attend to each other.
         """
         bands = []
         for count in self.counts:
@@ -65,14 +65,14 @@ class Windows(NamedTuple):
 
 
 class WindowOrder(NamedTuple):
-    """Where the tokens of a map stand in its windows."""
+    """The positions of a map's tokens in its windows."""
 
     source: Tensor
-    """(n N,), for each place in a window the token that stands there; any token where there is none."""
+    """(n N,), the token at each position of the windows. At an empty position, any token."""
     empty: Tensor
-    """(n N, 1), bool: the places beyond the map, which have zeros."""
+    """(n N, 1), bool: the positions outside the map, which get zeros."""
     target: Tensor
-    """(T,), for each token its place."""
+    """(T,), the position of each token."""
 
     def to_windows(self, tokens: Tensor) -> Tensor:
         """(B, T, D) -> (B, n N, D)."""
@@ -88,7 +88,7 @@ class WindowOrder(NamedTuple):
 
 
 class _Reorder(torch.autograd.Function):
-    """The two gathers of a :class:`WindowOrder`, each of which is the gradient of the other."""
+    """The two gathers of a :class:`WindowOrder`. Each is the gradient of the other."""
 
     @staticmethod
     def forward(ctx, tokens: Tensor, order: WindowOrder, windows: bool) -> Tensor:
@@ -106,8 +106,8 @@ def make_windows(hw_shape: tuple[int, int], size: int, shift: int, device: torch
     Args:
         hw_shape: Rows and columns of the map.
         size: Rows and columns of a window. The map is padded at the bottom and right to whole windows.
-        shift: By how many rows and columns the padded map is rolled before it is cut.
-        device: Where the windows will be cut.
+        shift: By how many rows and columns the padded map is rolled before it is partitioned.
+        device: The device of the tokens.
     """
     windows = Windows(hw_shape, size, shift, None)
     if not is_fast():
@@ -115,7 +115,7 @@ def make_windows(hw_shape: tuple[int, int], size: int, shift: int, device: torch
     places, sources, inside = [], [], []
     for length, count in zip(hw_shape, windows.counts, strict=True):
         line = torch.arange(count * size, device=device)
-        # What stands at each place after the roll.
+        # The source of each position after the roll.
         source = line.roll(-shift)
         sources.append(source.clamp(max=length - 1).unflatten(0, (count, size)))
         inside.append((source < length).unflatten(0, (count, size)))

@@ -1,4 +1,4 @@
-"""Checks that run before training and testing: bad input ends here, with one message that says what to do."""
+"""Checks before training and testing. They validate the inputs and report one clear error that says what to do."""
 
 from .datasets import CocoFiles, check_datasets, read_datasets
 from .evaluators import check_evaluator

@@ -1,4 +1,4 @@
-"""Annotation files in COCO's format: their structure, and what MMDetection makes of their annotations and labels."""
+"""Annotation files in COCO's format: their structure, and how MMDetection reads their annotations and labels."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _is_segmentation(value: object) -> bool:
     if isinstance(value, dict):
         size = value.get('size')
         return 'counts' in value and isinstance(size, list) and len(size) == 2 and all(map(_is_whole, size))
-    # The coordinates of a polygon are of one kind: the first one stands for all.
+    # All coordinates of a polygon have the same type, so the first one is enough.
     return isinstance(value, list) and all(
         isinstance(polygon, list) and (not polygon or _is_finite(polygon[0])) for polygon in value
     )
@@ -68,7 +68,7 @@ class _Field(NamedTuple):
     words: str
 
 
-# What MMDetection's reader and COCO's evaluation take as given.
+# What MMDetection's reader and COCO's evaluation assume.
 _REQUIRED = {
     'images': (
         _Field('id', _is_id, 'a whole number, or a string'),
@@ -102,12 +102,12 @@ def read_coco_file(path: str | Path) -> dict:
         path: The file.
 
     Returns:
-        Its content, whose lists ``images``, ``categories`` and, where there is one, ``annotations`` hold what
-        MMDetection and the COCO API ask for.
+        The content. Its lists ``images``, ``categories`` and, if there is one, ``annotations`` have the fields that
+        MMDetection and the COCO API need.
 
     Raises:
-        ValueError: It cannot be read, is no JSON, not in COCO's format, has no images, or a field of an entry is
-            missing or of another type. The message names the file, the entry, the value and what is allowed.
+        ValueError: The file cannot be read, is not JSON or not in COCO's format, has no images, or a field of an entry
+            is missing or has another type. The message names the file, the entry, the value and what is allowed.
     """
     try:
         with open(path) as file:
@@ -115,7 +115,7 @@ def read_coco_file(path: str | Path) -> dict:
     except OSError as error:
         raise ValueError(f'{path} cannot be read: {error.strerror}.') from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is no JSON: {error}. It was cut short, or is another file.') from error
+        raise ValueError(f'{path} is not JSON: {error}. It is truncated, or is another kind of file.') from error
     needed = ('images', 'categories', *(['annotations'] if _has(content, 'annotations') else []))
     if lacking := [key for key in needed if not isinstance(content.get(key) if _has(content, key) else None, list)]:
         raise ValueError(f"{path} is not in COCO's format: it has no list of {' and of '.join(lacking)}.")
@@ -149,14 +149,14 @@ def require_masks(path: str | Path, content: Mapping, category_ids: Sequence) ->
     """Check that each annotation of some categories has a segmentation.
 
     Raises:
-        ValueError: One has none, or one that is of no kind that COCO knows, or a mask of another size than its image.
+        ValueError: An annotation has none, or one of unknown type, or a mask with another size than its image.
     """
     wanted = set(category_ids)
     annotations = [a for a in content.get('annotations', ()) if a['category_id'] in wanted]
     for annotation in annotations:
         if not annotation.get('segmentation'):
             raise ValueError(
-                f'{path}: annotation {annotation["id"]} has no segmentation, and the data set is told to load masks. '
+                f'{path}: annotation {annotation["id"]} has no segmentation, but the data set loads masks. '
                 'Remove it, or train a detector of boxes.'
             )
     _require_fields(path, {'annotations': annotations}, 'annotations', [_MASK])
@@ -165,8 +165,8 @@ def require_masks(path: str | Path, content: Mapping, category_ids: Sequence) ->
         mask, size = annotation['segmentation'], sizes.get(annotation['image_id'])
         if isinstance(mask, dict) and size is not None and mask['size'] != size:
             raise ValueError(
-                f'{path}: the mask of annotation {annotation["id"]} is of {mask["size"][0]} rows and {mask["size"][1]} '
-                f'columns, its image of {size[0]} and {size[1]}. They must be equal.'
+                f'{path}: the mask of annotation {annotation["id"]} has {mask["size"][0]} rows and {mask["size"][1]} '
+                f'columns, its image has {size[0]} and {size[1]}. They must be equal.'
             )
 
 
@@ -174,22 +174,22 @@ def require_crowd(path: str | Path, content: Mapping) -> None:
     """Check that annotations have ``iscrowd``, which COCO's evaluation needs and training does not.
 
     Raises:
-        ValueError: One has none.
+        ValueError: An annotation has none.
     """
     try:
         _require_fields(path, content, 'annotations', [_CROWD])
     except ValueError as error:
-        raise ValueError(f"{error} COCO's evaluation needs it; 0 stands for a single object.") from error
+        raise ValueError(f"{error} COCO's evaluation needs it; 0 means a single object.") from error
 
 
 def index_coco(content: dict) -> COCO:
-    """The COCO API's view of a file that was read already."""
+    """The COCO API's view of a file that has been read already."""
     coco = COCO()
     coco.dataset = content
-    # It prints that it does so.
+    # It prints its progress.
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-    # MMDetection's other names for the two.
+    # MMDetection's other names for these two.
     coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
     return coco
 
@@ -197,18 +197,18 @@ def index_coco(content: dict) -> COCO:
 def label_problems(coco: COCO, classes: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
     """Compare the labels that MMDetection and its evaluation give to categories with a tuple of classes.
 
-    Both number the categories of the wanted names in the file's order, whatever the order of the classes.
+    Both number the categories in the file's order, whatever the order of the classes.
 
     Args:
         coco: The file.
-        classes: The names that data set and evaluation are told.
+        classes: The names in the config of data set and evaluation.
 
     Returns:
-        For each label the name of its category in the file, and what is wrong with that, if anything.
+        For each label the name of its category in the file, and a list of problems.
 
     Raises:
-        ValueError: A class has no category of its name, or a category with objects shares its name with another one and
-            gets the label of another class, or one beyond the last.
+        ValueError: A class has no category of its name. Or a category with objects shares its name with another one and
+            gets the label of another class, or a label beyond the last.
     """
     names = [category['name'] for category in coco.dataset['categories']]
     if absent := [name for name in classes if name not in names]:
@@ -225,25 +225,25 @@ def label_problems(coco: COCO, classes: Sequence[str]) -> tuple[tuple[str, ...],
         message = f'{len(same)} categories have the same name {doubled[0]!r} (ids {first_few(same)})'
         if any(label >= len(classes) or by_label[label] != classes[label] for label in used):
             raise ValueError(
-                f'{message}: MMDetection numbers both, so that labels go to other classes, or beyond the last. Remove '
-                'the one that has no objects, as a root category, or rename it.'
+                f'{message}: MMDetection numbers both, so that labels are wrong, or beyond the last. Remove '
+                'the one that has no objects, such as a root category, or rename it.'
             )
         return by_label, f'{message}; those with objects get the right labels. Remove the others.'
     if by_label == tuple(classes):
         return by_label, None
     return by_label, (
-        f'its categories stand in another order than the classes of the config: label 0 is {by_label[0]!r} in the file '
+        f'its categories are in another order than the classes of the config: label 0 is {by_label[0]!r} in the file '
         f"and {classes[0]!r} in the config. MMDetection follows the file's order, so objects are shown under another "
         f"class's name. Write classes={by_label!r}, and the palette in that order."
     )
 
 
 def why_left_out(annotation: Mapping, image: Mapping | None, categories: Mapping, masks: bool) -> str | None:
-    """Words for an annotation that MMDetection leaves out of training.
+    """Describe why MMDetection leaves an annotation out of training.
 
     Args:
         annotation: The annotation.
-        image: Its image; None where the file has none of that id.
+        image: Its image. None if the file has no image with that id.
         categories: The file's categories, by id.
         masks: Whether masks are loaded.
     """
@@ -265,5 +265,5 @@ def why_left_out(annotation: Mapping, image: Mapping | None, categories: Mapping
 
 
 def _is_polygon(polygon: Sequence) -> bool:
-    # As MMDetection's LoadAnnotations has it.
+    # As in MMDetection's LoadAnnotations.
     return len(polygon) >= 6 and len(polygon) % 2 == 0

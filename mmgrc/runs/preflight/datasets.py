@@ -1,4 +1,4 @@
-"""Checks of data sets: MMDetection reads them before the run, and what it makes of each file is compared with it."""
+"""Checks of data sets. MMDetection reads them before the run, and the result is compared with each file."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ __all__ = [
 ]
 
 _T = TypeVar('_T')
-# So many images of a file are opened, evenly over it: a fault of all images is seen, and COCO's check takes a second.
+# This many images of a file are opened, evenly spaced. That finds systematic faults, and takes a second for COCO.
 _HEADERS = 2000
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 
 
 def dataset_configs(config: Mapping) -> Iterator[dict]:
-    """The data sets below a ``dataset`` entry, without wrappers around them."""
+    """The data sets below a ``dataset`` entry, without their wrappers."""
     if 'dataset' in config:
         yield from dataset_configs(config['dataset'])
     elif 'datasets' in config:
@@ -53,12 +53,12 @@ def dataset_configs(config: Mapping) -> Iterator[dict]:
 
 
 def is_local(path: str, backend_args: Mapping | None) -> bool:
-    """Whether a file is on this machine, and not behind one of MMEngine's other backends."""
+    """Whether a file is local, not behind one of MMEngine's other backends."""
     return '://' not in path and (backend_args or {}).get('backend', 'local') == 'local'
 
 
 def check_datasets(config: Config, loaders: Sequence[str]) -> None:
-    """Check that annotations and image folders are where the config says.
+    """Check that the annotations and image folders of the config exist.
 
     Args:
         config: The whole config.
@@ -86,25 +86,25 @@ def _missing_data(path: Path, root: str, loader: str) -> str:
         remedy = f'Write it with: python tools/make_shapes.py {root}'
     else:
         remedy = (
-            'Put COCO there (annotations/, train2017/, val2017/), or say where it is: COCO_ROOT=/path/to/coco python '
+            'Put COCO there (annotations/, train2017/, val2017/), or set COCO_ROOT: COCO_ROOT=/path/to/coco python '
             f'tools/train.py ... (or --cfg-options {loader}.dataset.data_root=...). `make demo` needs no data set.'
         )
     return f'the data set of {loader} cannot be found: {path} {state}. {remedy}'
 
 
 class CocoFiles:
-    """Annotation files that were read, each once: loaders and evaluators share them."""
+    """Annotation files, each read once. Loaders and evaluators share them."""
 
     def __init__(self) -> None:
         self._files: dict[Path, COCO] = {}
         self.labels: dict[str, tuple[tuple[str, ...], str]] = {}
-        """For each reader, as ``'val_evaluator'``, the names of its labels, and the file that they are from."""
+        """For each reader, such as ``'val_evaluator'``, the names of its labels and their file."""
 
     def read(self, path: str | Path) -> COCO:
         """Read a file, see :func:`~mmgrc.runs.preflight.coco_file.read_coco_file`.
 
         Raises:
-            InputError: It cannot be worked with.
+            InputError: The file cannot be used.
         """
         key = Path(path).resolve()
         if key not in self._files:
@@ -115,13 +115,13 @@ class CocoFiles:
         return self._files[key]
 
     def compare_labels(self, reader: str, path: str, classes: Sequence[str]) -> list[str]:
-        """Compare the labels that a reader of a file gives with the classes, and with those of the readers before.
+        """Compare the labels from a reader of a file with the classes, and with the labels from earlier readers.
 
         Returns:
-            What is to be said of them.
+            Warnings about the labels.
 
         Raises:
-            InputError: A label cannot work, or stands for another class than with another reader.
+            InputError: A label is invalid, or means another class than for another reader.
         """
         try:
             names, problem = label_problems(self.read(path), classes)
@@ -130,17 +130,17 @@ class CocoFiles:
         for other, (other_names, other_path) in self.labels.items():
             if names != other_names:
                 raise InputError(
-                    f'the categories of {path} ({reader}) and of {other_path} ({other}) stand in different orders: '
+                    f'the categories of {path} ({reader}) and of {other_path} ({other}) are in different orders: '
                     f'{first_few(names)} against {first_few(other_names)}. MMDetection numbers them in the order of '
-                    "the file, so that a label would stand for another class in each. Bring the files' lists of "
-                    'categories to one order.'
+                    "the file, so that a label would mean another class in each. Give the files' lists of categories "
+                    'the same order.'
                 )
         self.labels[reader] = names, str(path)
         return [problem] if problem else []
 
 
 class _Sets(NamedTuple):
-    """What is gathered from the data sets of one loader."""
+    """Information about the data sets of one loader."""
 
     loader: str
     files: CocoFiles
@@ -148,11 +148,11 @@ class _Sets(NamedTuple):
     """Those that are plain COCO."""
     warnings: list[str]
     objects: list[int]
-    """How many objects MMDetection found in each."""
+    """The number of objects that MMDetection found in each."""
 
 
 class _StandIn(Dataset):
-    """Stands in for a data set that is not read before the run."""
+    """A placeholder for a data set that is not read before the run."""
 
     def __len__(self) -> int:
         return 1
@@ -161,20 +161,19 @@ class _StandIn(Dataset):
 def read_datasets(config: Config, loaders: Sequence[str], files: CocoFiles) -> dict[str, Dataset | None]:
     """Let MMDetection read the data sets of a run, compare them with their files, and build the loaders.
 
-    Plain COCO is checked strictly; a data set with a reader of its own is left to it. What MMDetection leaves out,
-    merges or reads under another name than the file has is said in one warning for each file. One process of a machine
-    reads them.
+    Plain COCO is checked strictly. A data set with a custom reader is left to that reader. One warning for each file
+    lists what MMDetection leaves out, merges, or reads under another name. One process of a machine reads the files.
 
     Args:
         config: The whole config.
         loaders: Names of the data loaders that the run will use.
-        files: Keeps what was read.
+        files: Stores the files that were read.
 
     Returns:
-        The data set of each loader; None where it has a reader of its own.
+        The data set of each loader. None if it has a custom reader.
 
     Raises:
-        InputError: Nothing can be trained or tested with the data, or a loader cannot be built.
+        InputError: The data cannot be used, or a loader cannot be built.
     """
     init_default_scope(config.get('default_scope') or 'mmdet')
     datasets = {}
@@ -191,7 +190,7 @@ def read_datasets(config: Config, loaders: Sequence[str], files: CocoFiles) -> d
 
 
 def _build_dataset(config: dict, whole: Config, sets: _Sets) -> Dataset | None:
-    """The data set of an entry, read; None where one in it has a reader of its own."""
+    """The data set of an entry, read. None if a part of it has a custom reader."""
     wrapped = next((key for key in ('dataset', 'datasets') if key in config), None)
     if wrapped is None:
         return _read_coco(config, whole, sets)
@@ -209,12 +208,12 @@ def _call(function: Callable[[], _T], message: str) -> _T:
     try:
         return function()
     except Exception as error:
-        # Whatever a class of MMDetection or of a plug-in raises when it is made.
+        # Constructors of MMDetection or of a plug-in may raise anything.
         raise InputError(f'{message}: {type(error).__name__}: {error}') from error
 
 
 def _read_coco(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
-    """A data set in COCO's format, read by MMDetection and compared with its file."""
+    """Let MMDetection read a data set in COCO's format, and compare it with its file."""
     kind = registered_class(config, DATASETS)
     if kind is None or not _reads_plain_coco(kind):
         return None
@@ -233,7 +232,7 @@ def _read_coco(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
             require_masks(path, coco.dataset, coco.get_cat_ids(cat_names=classes))
         except ValueError as error:
             raise InputError(str(error)) from error
-    # MMDetection's own reader, on the file as it was read already.
+    # MMDetection's own reader, on the file that has been read already.
     dataset.COCOAPI = lambda _: coco
     found = _call(dataset.load_data_list, f'MMDetection cannot read {path}, of {sets.loader}')
     dataset.load_data_list = lambda: found
@@ -284,7 +283,7 @@ def _check_heads(config: Config, classes: Sequence[str], loader: str) -> None:
 
 
 def head_classes(config: object, name: str = 'model') -> Iterator[tuple[str, int]]:
-    """Name and value of ``num_classes`` of each box and mask head."""
+    """The name and value of ``num_classes`` of each box and mask head."""
     if isinstance(config, dict):
         if 'num_classes' in config and name.rsplit('.', 1)[-1].rstrip('.0123456789') in ('bbox_head', 'mask_head'):
             yield f'{name}.num_classes', config['num_classes']
@@ -298,14 +297,14 @@ def head_classes(config: object, name: str = 'model') -> Iterator[tuple[str, int
 def _left_out(
     dataset: CocoDataset, found: Sequence[dict], coco: COCO, classes: Sequence[str], masks: bool
 ) -> list[str]:
-    """Which images and annotations of a file MMDetection's reader did not take, though it was to."""
+    """Images and annotations of a file that MMDetection's reader should have taken, but did not."""
     images, annotations = coco.dataset['images'], coco.dataset.get('annotations', [])
     problems = []
     if len(images) != len(found):
         ids = [key for key, count in Counter(image['id'] for image in images).items() if count > 1]
         problems.append(f'{len(images) - len(found)} images are lost, since others have the same id ({first_few(ids)})')
     names = set(classes)
-    # Left out on purpose: objects of categories that the config does not name, and those marked so.
+    # Left out on purpose: objects of categories that the config does not name, and those marked as ignored.
     unwanted = {key for key, category in coco.cats.items() if category['name'] not in names}
     kinds: dict[str, list] = {}
     for annotation in annotations:
@@ -333,14 +332,14 @@ def _takes(dataset: CocoDataset, annotation: dict, image: dict) -> bool:
 
 
 def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> list[str]:
-    """Compare the images themselves with what the file says of them.
+    """Compare the images with the file.
 
     Raises:
-        InputError: One is missing, or cannot be read.
+        InputError: An image is missing, or cannot be read.
     """
     if any('://' in info['img_path'] for info in found[:1]):
         return []
-    # One listing a folder, not a question a file. Not pathlib, which takes seconds for COCO's paths.
+    # List each folder once instead of testing each file. pathlib would take seconds for COCO's paths.
     paths = [os.path.split(info['img_path']) for info in found]
     listings = {
         parent: set(os.listdir(parent or '.')) for parent in {p for p, _ in paths} if os.path.isdir(parent or '.')
@@ -348,7 +347,7 @@ def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> lis
     absent = [os.path.join(parent, name) for parent, name in paths if name not in listings.get(parent, ())]
     if absent:
         raise InputError(
-            f'{len(absent)} of the {len(paths)} images of {path} are not where it says: {first_few(absent, 3)}. The '
+            f'{len(absent)} of the {len(paths)} images of {path} are missing: {first_few(absent, 3)}. The '
             f'config looks for them in {dataset.data_prefix.get("img") or "the working directory"}.'
         )
     loader = next((step for step in dataset.pipeline.transforms if isinstance(step, LoadImageFromFile)), None)
@@ -360,7 +359,7 @@ def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> lis
         stated = info['height'], info['width']
         if _header_size(info['img_path']) == stated:
             continue
-        # The header is not all: only what loading gives decides.
+        # The header is not enough: the loaded image decides.
         size = _loaded_size(loader, info['img_path']) if len(unread) + len(other) < 5 else None
         if size is None:
             unread.append(info['img_path'])
@@ -374,16 +373,16 @@ def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> lis
     if not other:
         return []
     name, stated, size = other[0]
-    of = 'its images' if len(chosen) == len(found) else f'{len(chosen)} of its images, which were looked at,'
+    of = 'its images' if len(chosen) == len(found) else f'{len(chosen)} of its images, which were checked,'
     return [
         f'{len(other) + len(unread)} of {of} have another size than the file says: {Path(name).name} is loaded with '
-        f'{size[0]} rows and {size[1]} columns, the file says height {stated[0]} and width {stated[1]}. Is it turned '
-        'by an EXIF entry, or are the two swapped? Masks do not fit such an image, and mask AP would be 0.'
+        f'{size[0]} rows and {size[1]} columns, the file says height {stated[0]} and width {stated[1]}. Does an EXIF '
+        'entry rotate it, or are the two swapped? Masks do not fit such an image, and mask AP would be 0.'
     ]
 
 
 def _header_size(path: str) -> tuple[int, int] | None:
-    """Rows and columns as an image's header says, turned as its EXIF entry says; None where it cannot be told."""
+    """Rows and columns from an image's header, rotated by its EXIF entry. None if they cannot be determined."""
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -394,22 +393,22 @@ def _header_size(path: str) -> tuple[int, int] | None:
 
 
 def _loaded_size(loader: LoadImageFromFile, path: str) -> tuple[int, int] | None:
-    """Rows and columns as MMDetection loads it; None where it cannot."""
+    """Rows and columns of the image as MMDetection loads it. None if it cannot load it."""
     try:
         results = loader({'img_path': path})
     except Exception:
-        # OpenCV's errors, those of the file system and mmcv's assertion.
+        # Errors of OpenCV and of the file system, and mmcv's assertion.
         return None
     return None if results is None else tuple(results['ori_shape'][:2])
 
 
 def _require_objects(dataset: Dataset | None, sets: _Sets) -> None:
-    """Refuse a training without any object, whatever wrappers stand around its data sets.
+    """Refuse a training without any object, whatever wrappers its data sets have.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no object.
     """
-    # One with a reader of its own may have objects.
+    # A data set with a custom reader may have objects.
     if dataset is None or not sets.loader.startswith('train') or (len(dataset) and any(sets.objects)):
         return
     files = first_few(list(dict.fromkeys(one.ann_file for one in sets.read)), 3)
@@ -431,11 +430,11 @@ def _build_loader(config: dict, dataset: Dataset | None, loader: str) -> None:
         config = {k: v for k, v in config.items() if k not in ('batch_sampler', 'num_batch_per_epoch')}
         config.update(dataset=_StandIn(), sampler={'type': 'DefaultSampler', 'shuffle': False})
     else:
-        # The builder copies its config, and would copy each annotation.
+        # The builder copies its config, and would copy every annotation.
         dataset.__deepcopy__ = lambda _: dataset
         config['dataset'] = dataset
     try:
         _call(lambda: Runner.build_dataloader(config, seed=0), f'{loader} cannot be built')
     finally:
-        # Of itself it would be a cycle, and stay in memory.
+        # Otherwise it would be a reference cycle, and stay in memory.
         vars(config['dataset']).pop('__deepcopy__', None)

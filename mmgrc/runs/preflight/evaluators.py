@@ -1,4 +1,4 @@
-"""Checks of evaluators: each is built before the run, its file is read, and COCO's is tried on made-up detections."""
+"""Checks of evaluators. Each is built before the run, its file is read, and COCO's is tried on made-up detections."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from .datasets import CocoFiles, head_classes, is_local
 __all__ = ['check_evaluator']
 
 _TRIED = 2
-"""On so many images is an evaluator tried."""
+"""The number of images on which an evaluator is tried."""
 
 
 def check_evaluator(config: Config, phase: str, dataset: Dataset | None, files: CocoFiles) -> None:
-    """Build the evaluator of a run and evaluate detections that are made up of the truth of a few images.
+    """Build the evaluator of a run and evaluate made-up detections, from the ground truth of a few images.
 
     Args:
         config: The whole config.
         phase: ``'val'`` or ``'test'``.
-        dataset: The data set that it will evaluate, read; None where it has a reader of its own.
-        files: Keeps what was read.
+        dataset: The data set that it will evaluate, already read. None if it has a custom reader.
+        files: Stores the files that were read.
 
     Raises:
-        InputError: The evaluator cannot be built, or its file does not go with the data set, or the evaluation of
-            made-up detections fails.
+        InputError: The evaluator cannot be built, its file does not match the data set, or the evaluation of made-up
+            detections fails.
     """
     names = [f'{phase}_{part}' for part in ('dataloader', 'cfg', 'evaluator')]
     lacking = [name for name in names if not config.get(name) and config.get(name) != {}]
@@ -61,7 +61,7 @@ def check_evaluator(config: Config, phase: str, dataset: Dataset | None, files: 
         with quiet():
             evaluator = EVALUATOR.build(dict(settings)) if _has_metrics(settings) else Evaluator(settings)
     except Exception as error:
-        # Whatever a metric raises when it is made.
+        # A metric's constructor may raise anything.
         raise InputError(f'{name} cannot be built: {type(error).__name__}: {error}') from error
     coco = [metric for metric in evaluator.metrics if isinstance(metric, CocoMetric) and not metric.format_only]
     if coco and hasattr(dataset, 'get_data_info') and len(dataset):
@@ -91,7 +91,7 @@ def _check_file(config: Config, metric: Mapping, name: str, dataset: Dataset | N
         return
     if 'annotations' not in coco.dataset:
         problems.append(
-            f'it has no annotations: {name} has no truth to compare with, and AP will be -1. To write the detections '
+            f'it has no annotations: {name} has no ground truth, and AP will be -1. To write the detections '
             f'for a server, set {name}.format_only=True and {name}.outfile_prefix'
         )
     else:
@@ -101,7 +101,7 @@ def _check_file(config: Config, metric: Mapping, name: str, dataset: Dataset | N
             raise InputError(f'{name}: {error}') from error
     if 0 in coco.anns:
         problems.append(
-            "annotation 0: COCO's evaluation takes the id 0 for no match, so that this object counts as missed. Number "
+            "annotation 0: COCO's evaluation reads the id 0 as no match, so that this object counts as missed. Number "
             'the annotations from 1'
         )
     if problems:
@@ -109,10 +109,10 @@ def _check_file(config: Config, metric: Mapping, name: str, dataset: Dataset | N
 
 
 def _compare(config: Config, coco: COCO, dataset: Dataset, name: str, files: CocoFiles, path: str) -> list[str]:
-    """What is to be said of a file and the data set that is evaluated with it.
+    """Warnings about a file and the data set that is evaluated with it.
 
     Raises:
-        InputError: The file lacks images, or a detector of the config has labels that it does not know.
+        InputError: The file lacks images, or a detector of the config has labels that the file does not know.
     """
     classes = dataset.metainfo['classes']
     problems = files.compare_labels(name, path, classes)
@@ -138,7 +138,7 @@ def _compare(config: Config, coco: COCO, dataset: Dataset, name: str, files: Coc
 
 
 def _try(evaluator: Evaluator, metrics: Sequence[CocoMetric], dataset: Dataset, name: str) -> None:
-    """Evaluate what is made up of the truth: boxes and masks of a few images.
+    """Evaluate detections that are made up from the ground truth: boxes and masks of a few images.
 
     Raises:
         InputError: An image cannot be loaded, or the evaluation fails.
@@ -150,7 +150,7 @@ def _try(evaluator: Evaluator, metrics: Sequence[CocoMetric], dataset: Dataset, 
         try:
             sample = dataset[index]['data_samples']
         except Exception as error:
-            # Whatever a transform raises.
+            # A transform may raise anything.
             raise InputError(
                 f'the image {info.get("img_path")} cannot be used: {type(error).__name__}: {error}'
             ) from error
@@ -167,7 +167,7 @@ def _try(evaluator: Evaluator, metrics: Sequence[CocoMetric], dataset: Dataset, 
             evaluator.process(data_samples=samples, data_batch=None)
             evaluator.evaluate(len(samples))
     except Exception as error:
-        # Whatever a metric raises at the end of an epoch.
+        # A metric may raise anything at the end of an epoch.
         raise InputError(
             f'{name} fails on made-up detections of {len(samples)} images, as it would after the first epoch: '
             f'{type(error).__name__}: {error}'
@@ -175,7 +175,7 @@ def _try(evaluator: Evaluator, metrics: Sequence[CocoMetric], dataset: Dataset, 
 
 
 def _made_up(sample: DetDataSample, objects: Sequence[Mapping], masks: bool) -> InstanceData:
-    """Detections of the objects that an image has, or of one in its midst."""
+    """Detections of the objects of an image, or of one at its centre if there are none."""
     height, width = sample.ori_shape[:2]
     boxes = [one['bbox'] for one in objects] or [[width / 4, height / 4, width / 2, height / 2]]
     labels = [one['bbox_label'] for one in objects] or [0]

@@ -43,7 +43,7 @@ _NO_WEIGHTS = '--cfg-options model.backbone.init_cfg=None'
 
 
 def _pretrained(config: object) -> Iterator[str]:
-    """The checkpoints that ``init_cfg`` entries name, anywhere in a model's config."""
+    """The checkpoints of all ``init_cfg`` entries in a model's config."""
     if isinstance(config, dict):
         init = config.get('init_cfg')
         for entry in init if isinstance(init, list | tuple) else [init]:
@@ -57,14 +57,14 @@ def _pretrained(config: object) -> Iterator[str]:
 
 
 def check_weights(config: Config, model: nn.Module) -> None:
-    """Check that the weights which training starts from can be read and fit; those with an address are fetched now.
+    """Check that the initial weights can be read and fit. Those with an address are downloaded now.
 
     Args:
         config: The whole config.
-        model: Its model, which is left as it is.
+        model: Its model, which does not change.
 
     Raises:
-        InputError: A file is missing, cannot be fetched or read, or holds no weights of the model.
+        InputError: A file is missing, cannot be downloaded or read, or has no weights of the model.
     """
     files = {source: _local(source) for source in dict.fromkeys([*_pretrained(config.model), config.get('load_from')])}
     contents = {}
@@ -87,7 +87,7 @@ def check_weights(config: Config, model: nn.Module) -> None:
 
 
 def _local(source: str | None) -> Path | None:
-    """The file of some weights, fetched where they have an address; None where MMEngine has to find it."""
+    """The file of some weights, downloaded if they have an address. None if MMEngine has to find it."""
     if not source:
         return None
     if source.startswith(('http://', 'https://')):
@@ -119,9 +119,9 @@ def _check_fit(checkpoint: dict, model: nn.Module, source: str) -> None:
 
 
 def _fetch(url: str) -> Path | None:
-    # Where mmengine looks, by way of torch.hub.
+    # The folder where mmengine looks, by way of torch.hub.
     target = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
-    # Only one process of a machine fetches; mmengine lets the others wait for it.
+    # Only one process of a machine downloads. mmengine lets the others wait for it.
     if target.is_file() or not is_first_of_machine():
         return target if target.is_file() else None
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def _fetch(url: str) -> Path | None:
         torch.hub.download_url_to_file(url, str(target))
     except OSError as error:
         raise InputError(
-            f'the weights {url} cannot be fetched ({error}). Fetch them where there is a network and put them at '
+            f'the weights {url} cannot be downloaded ({error}). Download them elsewhere and put them at '
             f'{target}, or train without: {_NO_WEIGHTS}'
         ) from error
     return target
@@ -145,7 +145,7 @@ def check_optimizer(config: Config, model: nn.Module, amp: bool = False, auto_sc
         auto_scale_lr: Whether ``--auto-scale-lr`` was given.
 
     Raises:
-        InputError: It cannot be built here, or the rate cannot be scaled.
+        InputError: The optimizer cannot be built, or the learning rate cannot be scaled.
     """
     settings = config.get('optim_wrapper')
     if not settings:
@@ -153,11 +153,11 @@ def check_optimizer(config: Config, model: nn.Module, amp: bool = False, auto_sc
     automatic = settings.get('type') == 'AmpOptimWrapper'
     if (amp or automatic) and get_device() == 'cpu':
         what = '--amp' if amp else 'optim_wrapper.type=AmpOptimWrapper'
-        raise InputError(f'{what} needs a GPU: MMEngine has mixed precision for no CPU. Train without it')
+        raise InputError(f'{what} needs a GPU: MMEngine has no mixed precision on CPUs. Train without it')
     if auto_scale_lr and 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
         raise InputError(
-            '--auto-scale-lr needs auto_scale_lr=dict(enable=False, base_batch_size=N) in the config: the number of '
-            'images a step that its learning rate is for'
+            '--auto-scale-lr needs auto_scale_lr=dict(enable=False, base_batch_size=N) in the config: the total '
+            'batch size that its learning rate is for'
         )
     kind = (settings.get('optimizer') or {}).get('type')
     if isinstance(kind, str) and find_class(kind) is None:
@@ -167,17 +167,17 @@ def check_optimizer(config: Config, model: nn.Module, amp: bool = False, auto_sc
         with quiet():
             return build_optim_wrapper(model, settings)
     except Exception as error:
-        # Whatever a constructor, a wrapper or an optimizer raises.
+        # A constructor, a wrapper or an optimizer may raise anything.
         raise InputError(
             f'optim_wrapper of {config.filename} cannot be built: {type(error).__name__}: {error}'
         ) from error
 
 
 def check_parts(config: Config) -> None:
-    """Check hooks, schedulers and the loop of a config without making them: some write files when they are made.
+    """Check hooks, schedulers and the loop of a config without creating them, since some write files when created.
 
     Raises:
-        InputError: One has no type, an unknown one, or an argument that its class does not take.
+        InputError: An entry has no type, an unknown type, or an argument that its class does not take.
     """
     init_default_scope(config.get('default_scope') or 'mmdet')
     hooks = {f'default_hooks.{name}': hook for name, hook in (config.get('default_hooks') or {}).items()}
@@ -214,18 +214,18 @@ def _check_arguments(parts: Mapping[str, object], registry: Registry) -> None:
 
 
 def check_checkpoint(config: Config, path: str, model: nn.Module | None = None) -> dict | None:
-    """Check that a checkpoint holds just the model of a config.
+    """Check that a checkpoint has exactly the tensors of a config's model.
 
     Args:
         config: The whole config.
         path: The checkpoint.
-        model: The model of the config, where it was built already.
+        model: The model of the config, if it has been built already.
 
     Returns:
-        What it holds; None where it has an address, and is read later.
+        Its content. None if it has an address and is read later.
 
     Raises:
-        InputError: The file is missing, cannot be read, or is of another model.
+        InputError: The file is missing, cannot be read, or belongs to another model.
     """
     if '://' in path:
         return None
@@ -239,7 +239,7 @@ def check_checkpoint(config: Config, path: str, model: nn.Module | None = None) 
     own = (build_model(config) if model is None else model).state_dict()
     problems = {
         'are missing in it': [key for key in own if key not in state],
-        'have no place in the model': [key for key in state if key not in own],
+        'are not in the model': [key for key in state if key not in own],
         'have another shape': [key for key in own if key in state and own[key].shape != state[key].shape],
     }
     if any(problems.values()):
@@ -248,7 +248,7 @@ def check_checkpoint(config: Config, path: str, model: nn.Module | None = None) 
         )
         raise InputError(
             f'{path} is a checkpoint of another model than {config.filename}: {found}. Use it with the config that it '
-            f'was trained with; a copy lies in its work dir.{_other_classes(config, checkpoint)}'
+            f'was trained with. Its work dir has a copy.{_other_classes(config, checkpoint)}'
         )
     if other := _other_classes(config, checkpoint):
         print_log(f'{path}:{other}', logger='current', level=logging.WARNING)
@@ -256,7 +256,7 @@ def check_checkpoint(config: Config, path: str, model: nn.Module | None = None) 
 
 
 def _other_classes(config: Config, checkpoint: dict) -> str:
-    """What to say where a checkpoint was trained on other classes than the data sets have; nothing where it was not."""
+    """A message if the classes of a checkpoint differ from those of the data sets. Otherwise an empty string."""
     trained = ((checkpoint.get('meta') or {}).get('dataset_meta') or {}).get('classes')
     loader = config.get('train_dataloader') or config.get('test_dataloader')
     if not trained or not loader:
@@ -279,28 +279,28 @@ def check_resume(
     optimizer: OptimWrapper | None = None,
     model: nn.Module | None = None,
 ) -> str:
-    """Choose and check the checkpoint that a training goes on from.
+    """Choose and check the checkpoint from which a training resumes.
 
     Args:
         config: The whole config.
         resume: A path, or ``'auto'`` for the last one of the work dir.
         work_dir: The work dir.
-        optimizer: That of the config, which must be able to take over the checkpoint's state.
+        optimizer: The optimizer of the config, which must be able to load the checkpoint's state.
         model: See :func:`check_checkpoint`.
 
     Returns:
-        The path where the last one had to be skipped for an older one; otherwise ``resume``.
+        The path if the last checkpoint had to be skipped for an older one. Otherwise ``resume``.
 
     Raises:
-        InputError: The file is missing, cannot be read, is of another model, of another optimizer or of no
-            training, or there are checkpoints and all of them are damaged.
+        InputError: The file is missing, cannot be read, or belongs to another model, to another optimizer or to no
+            training. Or all checkpoints are damaged.
     """
     path = resume
     if resume == 'auto':
         last, skipped = last_good_checkpoint(work_dir)
         if last is None and skipped:
             raise InputError(
-                f'--resume: no checkpoint in {work_dir} can be read. {" ".join(skipped)} Remove them to start afresh, '
+                f'--resume: no checkpoint in {work_dir} can be read. {" ".join(skipped)} Remove them to start again, '
                 'or name another checkpoint.'
             )
         if last is None:
@@ -311,13 +311,13 @@ def check_resume(
         named = pointer.read_text().strip() if pointer.is_file() else ''
         path = str(last)
         if path != named:
-            print_log(f'--resume: going on from {path}', logger='current', level=logging.WARNING)
+            print_log(f'--resume: continuing from {path}', logger='current', level=logging.WARNING)
             resume = path
     checkpoint = check_checkpoint(config, path, model)
     lacking = [key for key in ('meta', 'optimizer', 'message_hub') if checkpoint is not None and key not in checkpoint]
     if lacking:
         raise InputError(
-            f'{path} is not of a training that can go on: it has no {" and no ".join(lacking)}. To start from its '
+            f'{path} is not from a resumable training: it has no {" and no ".join(lacking)}. To start from its '
             f'weights type: --cfg-options load_from={path} (without --resume)'
         )
     if checkpoint is not None and isinstance(optimizer, OptimWrapper):
@@ -328,7 +328,7 @@ def check_resume(
 def _check_optimizer_state(saved: dict, optimizer: torch.optim.Optimizer, path: str) -> None:
     groups = saved.get('param_groups', [])
     sizes = [[len(group['params']) for group in side] for side in (groups, optimizer.param_groups)]
-    # Newer versions of torch add options; these tell the families of optimizers apart.
+    # Newer versions of torch add options. These ones distinguish the families of optimizers.
     families = [{'betas', 'momentum', 'rho', 'alpha'} & set(side) for side in (*groups[:1], optimizer.defaults)]
     if sizes[0] != sizes[1]:
         what = (
@@ -346,10 +346,10 @@ def _check_optimizer_state(saved: dict, optimizer: torch.optim.Optimizer, path: 
 
 
 def check_work_dir(path: str) -> None:
-    """Check that results can be written, by making the folder and a file in it; the last check before a run.
+    """Check that results can be written, by creating the folder and a file in it. This is the last check before a run.
 
     Raises:
-        InputError: They cannot.
+        InputError: They cannot be written.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)

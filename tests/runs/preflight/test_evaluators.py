@@ -31,7 +31,7 @@ def pop(name):
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
-        (pop('iscrowd'), r'val_evaluator: .*iscrowd of annotation \d+ is missing.*0 stands for a single object'),
+        (pop('iscrowd'), r'val_evaluator: .*iscrowd of annotation \d+ is missing.*0 means a single object'),
         (lambda c: c['annotations'][0].update(iscrowd='no'), r"iscrowd of annotation 1 is 'no'"),
         (lambda c: c['annotations'][-1].update(segmentation=[[1, 2]]), r'val_evaluator fails on made-up detections'),
     ],
@@ -83,7 +83,7 @@ def test_categories_in_another_order_than_in_the_data_set(config, data, edit):
 def test_annotation_0_and_images_that_are_not_evaluated(config, edit, said):
     edit(lambda c: c['annotations'][0].update(id=0), 'val')
     check(config)
-    assert "annotation 0: COCO's evaluation takes the id 0 for no match" in said[0]
+    assert "annotation 0: COCO's evaluation reads the id 0 as no match" in said[0]
     said.clear()
     edit(lambda c: c['annotations'][0].update(id=1), 'val')
     config.val_dataloader.dataset.indices = 3

@@ -53,10 +53,10 @@ def test_checkpoint_of_other_classes(config, checkpoint, said):
 def test_explicit_checkpoint_that_is_damaged(config, checkpoint, tmp_path):
     assert check_resume(config, str(checkpoint), str(tmp_path)) == str(checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
-    with pytest.raises(InputError, match=r'epoch_1.pth cannot be read: .*cut short, or is damaged'):
+    with pytest.raises(InputError, match=r'epoch_1.pth cannot be read: .*is truncated or damaged'):
         check_resume(config, str(checkpoint), str(tmp_path))
     # And where it is the only one of the work dir.
-    with pytest.raises(InputError, match=r'no checkpoint in .* can be read. .*Remove them to start afresh'):
+    with pytest.raises(InputError, match=r'no checkpoint in .* can be read. .*Remove them to start again'):
         check_resume(config, 'auto', str(tmp_path))
     checkpoint.unlink()
     assert check_resume(config, 'auto', str(tmp_path)) == 'auto'
@@ -211,7 +211,7 @@ def test_weights_of_a_deeper_backbone_are_a_warning(config, tmp_path, monkeypatc
     build_model(config).backbone.init_weights()
     (message, level), *_ = said
     assert level == 30
-    assert 'Unused blocks, as layers.0.1.2.' in message
+    assert 'Unused blocks, such as layers.0.1.2.' in message
 
 
 def test_detector_weights_of_another_detector(config, tmp_path):

@@ -1,4 +1,4 @@
-"""The evaluation that the configs name, against pycocotools itself and against the COCO API's own example results."""
+"""The evaluation of the configs, against pycocotools itself and against the COCO API's own example results."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from pycocotools.cocoeval import COCOeval
 from mmgrc.datasets import CLASSES
 from tests.conftest import REPOSITORY
 
-# From the COCO API's repository: 100 images of val2014, its example results for them, and what they give.
+# From the COCO API's repository: 100 images of val2014, example results for them, and their scores.
 REFERENCE = os.environ.get('COCOEVAL_REFERENCE')
 
 
 def evaluate(ann_file, results, classes, metric, monkeypatch):
-    """The 12 numbers of a COCO results list, by the config's evaluator, before it rounds them."""
+    """The 12 scores of a COCO results list, from the config's evaluator, before rounding."""
     stats = []
 
     class Recorder(coco_metric.COCOeval):

@@ -1,7 +1,7 @@
-"""A `python` that runs this project's tools at once: a fork of one process which has imported MMDetection.
+"""A `python` that runs this project's tools without delay, by forking a process that has imported MMDetection.
 
-The imports take 4 seconds, most of what many short commands take. `python -m tests.helpers.forked_python SOCKET` waits
-for clients; :data:`CLIENT` is the text of the program that stands in for `python`.
+The imports take 4 seconds, most of the time of many short commands. `python -m tests.helpers.forked_python SOCKET`
+waits for clients. :data:`CLIENT` is the source of the program that replaces `python`.
 """
 
 import json
@@ -30,7 +30,7 @@ sys.exit(answer[0] if answer else 'python: the process has died')
 
 
 def run(connection):
-    """Be the process that the client stands for."""
+    """Become the process of the client."""
     size = int.from_bytes(connection.recv(4), 'big')
     for number, descriptor in enumerate(socket.recv_fds(connection, 1, 3)[1]):
         os.dup2(descriptor, number)
@@ -64,7 +64,7 @@ def serve(path):
     print(Path(mmgrc.__file__).parent.parent, flush=True)
     while True:
         connection, _ = listener.accept()
-        # Not a bare fork: workers of a data loader end with their parent.
+        # Not os.fork(): workers of a data loader must end with their parent.
         multiprocessing.get_context('fork').Process(target=run, args=(connection,)).start()
         connection.close()
 

@@ -22,7 +22,7 @@ def test_detects_and_skips_bad_images(run_tool, trained, shapes, tmp_path):
         *(tmp_path / 'images', trained / 'mask_rcnn_grc_pvt.py', trained / 'epoch_2.pth'),
         *('--out-dir', tmp_path / 'out', '--score-thr', 0, '--classes', 'circle', 'square'),
     )
-    # The rest is done, and the status says that something was not.
+    # The rest is processed, and the exit status reports the failure.
     assert result.returncode == 1
     assert '4 images were processed' in result.stdout
     assert 'broken.jpg is not an image' in result.stderr
@@ -40,7 +40,7 @@ def infer(trained, images, out):
 
 
 def test_interrupted(run_tool, trained, shapes, tmp_path):
-    """Ctrl-C, or a batch system's end: what is done is there."""
+    """After Ctrl-C, or a batch system's SIGTERM, the finished part is there."""
     (tmp_path / 'images').mkdir()
     for i in range(400):
         (tmp_path / 'images' / f'{i:03}.png').symlink_to(shapes / 'val' / '000001.png')

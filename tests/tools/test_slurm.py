@@ -37,8 +37,8 @@ OPTIONS = [
 
 @pytest.fixture(scope='module')
 def slurm():
-    """The environment of a user of a Slurm that is ended with the tests."""
-    # munge asks for a path that all may read, which pytest's folders are not.
+    """The environment of a user of a Slurm that ends with the tests."""
+    # munge needs a path that everyone can read, which pytest's folders are not.
     folder = Path(tempfile.mkdtemp(prefix='mmgrc-slurm-', dir='/var/tmp'))
     folder.chmod(0o755)
     path = f'{os.environ["PATH"]}:/usr/sbin'
@@ -95,7 +95,7 @@ def wait_for(condition, what, timeout=300):
 
 
 def test_requeued_job_ends_as_the_unbroken_one(slurm, four_images, tmp_path):
-    """One by srun from start to end, one by sbatch that gets the signal which Slurm sends before the time limit."""
+    """One run by srun from start to end, and one by sbatch that gets Slurm's signal before the time limit."""
     unbroken, work_dir = tmp_path / 'srun', tmp_path / 'sbatch'
     output = run(
         slurm,

@@ -51,7 +51,7 @@ def test_evaluates_dumps_and_draws(run_tool, trained, tmp_path):
 
 
 def test_test_time_augmentation_of_boxes(run_tool, trained, tmp_path):
-    """MMDetection merges boxes only: the detector is tested without its masks."""
+    """MMDetection merges only boxes, so the detector is tested without its masks."""
     options = ['test_evaluator.metric=bbox', 'model.roi_head.mask_head=None', 'model.roi_head.mask_roi_extractor=None']
     checkpoint = torch.load(trained / 'epoch_2.pth')
     state = {key: value for key, value in checkpoint['state_dict'].items() if 'mask_head' not in key}
@@ -66,7 +66,7 @@ def test_test_time_augmentation_of_boxes(run_tool, trained, tmp_path):
 
 
 def test_killed_run_resumes(run_tool, trained, shapes, tmp_path):
-    """A run killed in its third epoch goes on after its second, and ends as the unbroken one would."""
+    """A run killed in its third epoch resumes after its second, and ends like the uninterrupted one."""
     work_dir = tmp_path / 'run'
     shutil.copytree(trained, work_dir)
     args = [SHAPES_CONFIG, '--work-dir', str(work_dir), '--resume', '--cfg-options', *FAST, 'train_cfg.max_epochs=3']
@@ -135,7 +135,7 @@ def test_bad_input_ends_before_any_work(run_tool, tmp_path, tool, args, words):
 
 
 def _with_work_dir(args, work_dir):
-    # --cfg-options takes all that follows.
+    # --cfg-options takes all arguments after it.
     return [f'work_dir={work_dir}'] if '--cfg-options' in args else ['--work-dir', work_dir]
 
 

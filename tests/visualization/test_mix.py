@@ -1,4 +1,4 @@
-"""σ(λ) of checkpoints, read back as it was written."""
+"""σ(λ) read from checkpoints equals what was written."""
 
 import matplotlib.pyplot as plt
 import numpy as np

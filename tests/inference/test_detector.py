@@ -129,7 +129,7 @@ def test_whatever_fails_is_of_its_image(model, shapes, tmp_path, monkeypatch):
     )
     assert 'RuntimeError: CUDA out of memory. Tried to allocate 20 GiB (test_detector' in problems[tmp_path / 'm.png']
     assert 'MemoryError:' in problems[tmp_path / 'n.png']
-    assert 'its detections are kept' in problems[tmp_path / 'n.png']
+    assert 'its detections are stored' in problems[tmp_path / 'n.png']
     assert sorted(path.name for path in (tmp_path / 'out' / 'drawings').iterdir()) == ['a.jpg', 'z.jpg']
     coco = COCO(str(tmp_path / 'out' / 'detections.json'))
     assert [Path(record['file_name']).name for record in coco.imgs.values()] == ['a.png', 'n.png', 'z.png']

@@ -175,7 +175,7 @@ def test_caches_are_resized_as_maps(family, old, new, reference):
 def test_only_sizes_may_differ():
     source = Detector('pvt')
     checkpoint = {'state_dict': source.state_dict()}
-    with pytest.raises(ValueError, match=r'\.cache: .*the new config.*differ in grc.cache_sizes alone'):
+    with pytest.raises(ValueError, match=r'\.cache: .*the new config.*differ only in grc.cache_sizes'):
         resize_caches(checkpoint, source, Detector('pvt', grc={'cache_ratio': 1.0, 'cache_sizes': (8, 8, 4, 2)}))
     with pytest.raises(ValueError, match=r'the old config'):
         resize_caches(checkpoint, Detector('pvt', grc={'cache_sizes': (9, 8, 4, 2)}), source)

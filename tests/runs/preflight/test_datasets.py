@@ -69,7 +69,7 @@ def wrong_mask_size(content):
             'segmentation of annotation 2 is [1, 2',
         ),
         (lambda c: c['annotations'][1].update(segmentation=[['a'] * 6]), 'It must be a list of polygons'),
-        (wrong_mask_size, 'the mask of annotation 1 is of 96 rows and 64 columns, its image of 64 and 96'),
+        (wrong_mask_size, 'the mask of annotation 1 has 96 rows and 64 columns, its image has 64 and 96'),
         (lambda c: c['images'][3].update(file_name='gone.png'), '1 of the 16 images of'),
     ],
 )

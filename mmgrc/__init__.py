@@ -1,6 +1,6 @@
-"""GRC-attention ("Cached Transformers", arXiv 2312.12742) for PyTorch, and for MMDetection where that is installed.
+"""GRC-attention ("Cached Transformers", arXiv 2312.12742) for PyTorch and MMDetection.
 
-The names below need torch alone. Where MMDetection is installed, importing the package also checks the installed
+The public names need torch alone. If MMDetection is installed, importing the package also checks the installed
 versions, registers backbones and hooks with MMEngine, lets torch load MMEngine's checkpoints safely, and makes
 ``mmgrc::`` a prefix of base configs.
 """
@@ -13,7 +13,7 @@ from .version import __version__
 
 __all__ = ['GRC', 'GRCAttention', 'GRCConfig', '__version__', 'commit_caches']
 
-# `python -m mmgrc.check_env` reports what is missing: it has to start without it.
+# `python -m mmgrc.check_env` reports missing packages, so it has to start without them.
 if 'mmgrc.check_env' not in sys.orig_argv:
     from .models import GRC, GRCAttention, GRCConfig, commit_caches
 
@@ -23,7 +23,7 @@ if 'mmgrc.check_env' not in sys.orig_argv:
         try:
             check_stack()
         except StackError as error:
-            # Whoever asks for a detector gets the error itself, from `mmgrc.runs` or `mmgrc.models.backbones`.
+            # `mmgrc.runs` and `mmgrc.models.backbones` raise the error itself.
             warnings.warn(f'the GRC backbones are not registered with MMDetection: {error}', stacklevel=2)
         else:
             from . import engine  # noqa: F401

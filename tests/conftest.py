@@ -1,4 +1,4 @@
-"""What several tests share: a small generated data set, and the tools run as a user runs them."""
+"""What several tests share: a small generated data set, and a way to run the tools as a user does."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from tests.helpers.forked_python import forked_python
 
 REPOSITORY = Path(__file__).parent.parent
 SHAPES_CONFIG = 'configs/shapes/mask_rcnn_grc_pvt.py'
-# The shapes config, narrow and in one process: for tests of what runs around the detector.
+# The shapes config, narrow and in one process: for tests of everything around the detector.
 NARROW = (
     'model.backbone.embed_dims=8',
     'model.backbone.num_layers=[1,1,1,1]',
@@ -23,7 +23,7 @@ NARROW = (
     *(f'{loader}_dataloader.persistent_workers=False' for loader in ('train', 'val', 'test')),
     'default_hooks.logger.interval=1',
 )
-# With two blocks in each stage, as the config has.
+# With two blocks in each stage, as in the config.
 FAST = [
     *NARROW,
     'model.backbone.num_layers=[2,2,2,2]',

@@ -1,4 +1,4 @@
-"""`check_env` where all is well, and in environments that are really broken."""
+"""`check_env` in a working environment, and in environments that are really broken."""
 
 import shutil
 
@@ -11,7 +11,7 @@ from tests.helpers.installed import SITE, run_with_packages
 
 @pytest.fixture
 def broken(tmp_path):
-    """Run check_env with the installed packages but for some names."""
+    """Run check_env with all installed packages except some."""
 
     def run(without=(), **options):
         keep = lambda name: not name.startswith(tuple(without))  # noqa: E731
@@ -21,7 +21,7 @@ def broken(tmp_path):
 
 
 def rename(site, old, version):
-    """Let a package say that it is of another version."""
+    """Let a package report another version."""
     entry = next(site.glob(f'{old}-*.dist-info'))
     metadata = (entry / 'METADATA').read_text()
     entry.unlink()
@@ -64,7 +64,7 @@ def test_wrong_versions_are_reported(broken):
 
 @pytest.mark.slow
 def test_mmcv_without_its_ops(broken):
-    """As with mmcv-lite, or with ops that another torch compiled: versions look right, loading fails."""
+    """As with mmcv-lite, or with ops compiled for another torch: versions look right, loading fails."""
 
     def prepare(site):
         (site / 'mmcv').unlink()

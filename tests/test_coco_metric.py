@@ -1,4 +1,4 @@
-"""The evaluation that the configs name, against pycocotools itself and against the COCO API's own example results."""
+"""The evaluation of the configs, against pycocotools itself and against the COCO API's own example results."""
 
 import json
 import os
@@ -25,7 +25,7 @@ REFERENCE = os.environ.get('COCOEVAL_REFERENCE') or next(REPOSITORY.parent.glob(
 
 
 def evaluate(ann_file, results, classes, metric, monkeypatch):
-    """The 12 numbers of a COCO results list, by the config's evaluator, before it rounds them."""
+    """The 12 scores of a COCO results list, from the config's evaluator, before rounding."""
     stats = []
 
     class Recorder(coco_metric.COCOeval):

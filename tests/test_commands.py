@@ -1,4 +1,4 @@
-"""Every command of README, CONTRIBUTING and docs is typed into a clone, from a page's first line to its last."""
+"""Run every command of README, CONTRIBUTING and docs in a clone, from a page's first line to its last."""
 
 import itertools
 import json
@@ -27,10 +27,10 @@ BLOCK = re.compile(r'```(\w+)\n(.*?)```', re.S)
 PAGES = [REPOSITORY / 'README.md', REPOSITORY / 'CONTRIBUTING.md', *sorted((REPOSITORY / 'docs').glob('*.md'))]
 PAGES = [page for page in PAGES if BLOCK.search(page.read_text())]
 
-# What a reader puts in.
+# What a reader fills in.
 PLACEHOLDERS = {
     '/path/to/coco': 'elsewhere/coco',
-    # A copy of the config lies in the work dir, with the options that it was trained with.
+    # The work dir has a copy of the config, with the options of the training.
     'CONFIG': 'work_dirs/mask_rcnn_grc_pvt/mask_rcnn_grc_pvt.py',
     'CHECKPOINT': 'work_dirs/mask_rcnn_grc_pvt/epoch_1.pth',
     # The trial of the COCO configs has one epoch.
@@ -61,13 +61,13 @@ TRIAL_PAGES = {'README.md': ['docs/coco.md', 'docs/index.md'], 'other_detectors.
 
 
 class Instead(NamedTuple):
-    """What is typed in a command's place."""
+    """What is run instead of a command."""
 
     option: str | None
-    """Added to the command; None: nothing is typed."""
+    """Added to the command. None: nothing is run."""
     why: str
     test: str
-    """What runs it, below `tests/`."""
+    """The test that runs it, below `tests/`."""
 
 
 NOT_EXECUTED = {
@@ -92,7 +92,7 @@ NOT_EXECUTED = {
         '--dry-run', 'Slurm', 'tools/test_slurm.py::test_requeued_job_ends_as_the_unbroken_one'
     ),
 }
-# Python that is a part of something; a test does the rest.
+# Incomplete Python. A test adds the rest.
 PARTS = {
     'options.md': 'test_docs.py::test_options_of_grc',
     'export.md': 'models/test_export.py::test_as_the_page_says',
@@ -114,7 +114,7 @@ def filled_in(command):
 
 
 def shortened(command, trials):
-    """With the options for a trial that stand in the text `trials`."""
+    """The command with the options for a trial from the text `trials`."""
     place = entry(TRIALS, command)
     if place is None:
         return command
@@ -140,7 +140,7 @@ class Clone:
         self.state = [ACTIVATE]
 
     def follow(self, page):
-        """Do what a page says, once."""
+        """Follow a page, once."""
         if page in self.followed:
             return
         self.followed.add(page)
@@ -180,7 +180,7 @@ class Clone:
                 self.state.append(line)
 
     def type(self, line, page):
-        """Run a line in a shell; not again what ran in the same state."""
+        """Run a line in a shell, unless it ran in the same state before."""
         script = '\n'.join([*self.state, line])
         if script in self.typed:
             return
@@ -203,7 +203,7 @@ class Clone:
 
 
 def write_coco(root):
-    """Shapes that are called by the first names of COCO's classes, in COCO's layout."""
+    """Shapes with the names of COCO's first classes, in COCO's layout."""
     write_shapes(root, images=4, val=2, size=(96, 64), seed=3)
     categories = [{'id': i, 'name': name} for i, name in enumerate(CocoDataset.METAINFO['classes'], start=1)]
     for split in ('train', 'val'):
@@ -225,10 +225,10 @@ def clone():
         write_coco(folder / 'elsewhere' / 'coco')
         (folder / 'data').mkdir()
         (folder / 'data' / 'coco').symlink_to('../elsewhere/coco')
-        # What PVT's release page has, but small.
+        # Like the file on PVT's release page, but small.
         stock = PyramidVisionTransformer(embed_dims=16, num_layers=[1, 1, 1, 1])
         torch.save(original_pvt(stock.state_dict()), folder / 'pvt_tiny.pth')
-        # ruff reads .gitignore in a repository alone.
+        # ruff reads .gitignore only in a repository.
         subprocess.run(['git', 'init', '-q', folder], check=True)
         clone = Clone(folder)
         venv.create(folder / '.venv')
@@ -246,7 +246,7 @@ def clone():
 @pytest.mark.xdist_group('commands')
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_every_command_of_the_page(page, clone):
-    # The demo and the detector of COCO are the README's.
+    # The README creates the demo and the detector of COCO.
     clone.follow(PAGES[0])
     clone.follow(page)
 

@@ -28,7 +28,7 @@ def load(name):
     """The config, with a model that is not deep, fetches no weights and has a small box head."""
     config = Config.fromfile(f'mmgrc::{name}')
     depths = 'depths' if 'depths' in config.model.backbone else 'num_layers'
-    # Two blocks are a window and its shift.
+    # Two blocks: one plain and one shifted.
     config.merge_from_dict({'model.backbone.init_cfg': None, f'model.backbone.{depths}': [2, 1, 1, 1]})
     for part in ('train_cfg', 'test_cfg'):
         lighten(config.model[part] or {})
@@ -87,11 +87,11 @@ def test_trains_a_step_saves_loads_and_predicts(name, batch, tmp_path):
     config = load(name)
     assert config.custom_imports.imports == ['mmgrc']
     assert {'AtomicCheckpointHook', 'GRCMonitorHook'} <= {hook.type for hook in config.default_hooks.values()}
-    # What bases share is taken out of the keys that carry it.
+    # The shared parts of the bases are removed from the keys that carry them.
     assert not {'coco_root', 'mmgrc_runtime'} & config.keys()
     processes = 1 if name.startswith('shapes/') else 8
     assert config.auto_scale_lr.base_batch_size == processes * config.train_dataloader.batch_size
-    # --auto-scale-lr of mmdet asks for it.
+    # mmdet's --auto-scale-lr needs it.
     assert config.auto_scale_lr.enable is False
     parts = [config[part].to_dict() for part in ('model', 'optim_wrapper', 'val_evaluator')]
     if parts in TRAINED:
@@ -128,7 +128,7 @@ def check_step(model, data, scale=1.0):
 @torch.no_grad()
 def predict(model, data):
     sample = copy.deepcopy(data['data_samples'][0])
-    # Cascade R-CNN of mmdet flips masks back, which tensors refuse; images at a test are not flipped.
+    # mmdet's Cascade R-CNN flips masks back, which fails for tensors. Test images are not flipped.
     sample.set_metainfo({'flip': False})
     return model.eval()(data['inputs'][:1], [sample], mode='predict')[0].pred_instances
 
@@ -137,13 +137,13 @@ def predict(model, data):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in CONFIGS if re.fullmatch(r'shapes/\w+\.py', name)])
 def test_mixed_precision(name, batch, monkeypatch):
-    # What `--amp` does. mmcv's NMS has half-precision code for GPUs alone.
+    # What `--amp` does. mmcv's NMS supports half precision only on GPUs.
     nms = NMSop.forward
     monkeypatch.setattr(NMSop, 'forward', lambda ctx, boxes, scores, *a: nms(ctx, boxes.float(), scores.float(), *a))
     model = build(load(name))
     with torch.autocast('cpu', torch.float16):
-        # Zero padding has no variance: there the gradient of PVTv2's first LayerNorm, MMDetection's too, leaves fp16's
-        # range, and a gradient scaler comes down to a scale such as this.
+        # Zero padding has no variance. There the gradient of PVTv2's first LayerNorm, MMDetection's too, exceeds fp16's
+        # range, and a gradient scaler reduces its scale to a value such as this.
         check_step(model, model.data_preprocessor(batch, training=True), scale=2.0**-10)
     caches = [branch.cache for branch in model.backbone.grc_layers().values()]
     assert caches
@@ -193,7 +193,7 @@ def test_swin_recipes_are_those_of_mmdet(name):
 
 
 def unscoped(value):
-    """Without the marks that MMEngine leaves where a base came from another package."""
+    """The config without MMEngine's marks of a base from another package."""
     if isinstance(value, dict):
         return {key: unscoped(inner) for key, inner in value.items() if key != '_scope_'}
     return [unscoped(inner) for inner in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""The documentation builds, and what it says of the code is so. Its commands: `test_commands.py`."""
+"""The documentation builds, and its statements about the code are true. Its commands: `test_commands.py`."""
 
 import ast
 import dataclasses
@@ -20,7 +20,7 @@ PAGES = [REPOSITORY / 'README.md', REPOSITORY / 'CONTRIBUTING.md', *sorted((REPO
 
 
 def block(page):
-    """The Python of a page."""
+    """The Python code of a page."""
     (text,) = re.findall(r'```python\n(.*?)```', (REPOSITORY / page).read_text(), re.S)
     return text
 
@@ -41,7 +41,7 @@ def test_builds_without_a_warning(tmp_path):
     for name in ('GRCPyramidVisionTransformer', 'GRCMonitorHook', 'cache_ratio', 'convert_checkpoint', 'view_memory'):
         assert name in api
     assert not re.search(r':(class|meth|func|mod|data):|&lt;https', api), 'a role of Sphinx is left'
-    # A page that is read fetches nothing.
+    # Pages load nothing from the network.
     for page in (tmp_path / 'site').rglob('*.html'):
         assert not re.search(r'<(script|img|link)[^>]*(src|href)="https?://', page.read_text()), page
 

@@ -16,7 +16,7 @@ def notebook():
 
 @pytest.mark.slow
 def test_runs(notebook, tmp_path, monkeypatch):
-    """With few images and a narrow backbone in the cell of parameters; all else as it stands."""
+    """With few images and a narrow backbone in the cell of parameters, and no other change."""
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(REPOSITORY), os.environ.get('PYTHONPATH', '')]))
     (parameters,) = (cell for cell in notebook.cells if 'parameters' in cell.metadata.get('tags', []))

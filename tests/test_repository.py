@@ -1,4 +1,4 @@
-"""What the repository says of itself agrees with the code."""
+"""The repository's statements about itself agree with the code."""
 
 import ast
 import re
@@ -51,7 +51,7 @@ def rooms():
 
 
 def imported(path):
-    """Top-level packages that a file imports, and below ``mmgrc`` the rooms, as ``'mmgrc.runs'``; in functions too."""
+    """Top-level packages that a file imports, and rooms below ``mmgrc``, such as ``'mmgrc.runs'``, in functions too."""
     package = path.relative_to(REPOSITORY).parent.parts
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -90,7 +90,7 @@ def test_commands_import_the_package_alone():
     for folder, also in (('tools', set()), ('dev', {'dev'})):
         for path in REPOSITORY.glob(f'{folder}/*.py'):
             assert not imported(path) & ({'tools', 'dev', 'tests'} - also), path
-    # What is below the root is loaded by its rooms' names.
+    # Modules below the root are imported by their room.
     assert {path.name for path in REPOSITORY.glob('mmgrc/*.py')} == {'__init__.py', 'check_env.py', 'version.py'}
 
 

@@ -1,4 +1,4 @@
-"""The wheel, away from the clone."""
+"""The wheel works without the clone."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 
 @pytest.mark.slow
 def test_wheel_works_on_its_own(tmp_path, trained, shapes):
-    """Built, installed to an empty folder and used away from the clone: check_env, a config by name, inference."""
+    """Build it, install it to an empty folder, and use it outside the clone: check_env, a config by name, inference."""
     command = [
         sys.executable,
         '-m',
@@ -60,7 +60,7 @@ def test_wheel_works_on_its_own(tmp_path, trained, shapes):
     arguments = (trained / 'mask_rcnn_grc_pvt.py', trained / 'epoch_2.pth', '--out-dir', tmp_path / 'out')
     assert '1 images were processed' in run(infer, shapes / 'val' / '000001.png', *arguments)
     assert (target / 'mmgrc' / 'py.typed').is_file()
-    # What only developers run stays in the clone.
+    # Scripts for developers are not in the wheel.
     assert not (target / 'dev').exists()
     # Where mim looks for models.
     assert read_models(target / 'mmgrc' / '.mim') == read_models(REPOSITORY)

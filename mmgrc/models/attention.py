@@ -1,4 +1,4 @@
-"""Self-attention with a memory, for models that know nothing of caches: tokens in, tokens out."""
+"""Self-attention with a memory, for models without code for caches: tokens in, tokens out."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class LoadReport(NamedTuple):
     def __str__(self) -> str:
         return (
             f'{len(self.loaded)} tensors loaded, {len(self.missing)} missing, {len(self.new)} new (the memory), '
-            f'{len(self.unused)} tensors of the checkpoint unused'
+            f'{len(self.unused)} of the checkpoint unused'
         )
 
 

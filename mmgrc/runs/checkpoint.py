@@ -18,10 +18,10 @@ def _history_statistic(owner: object, name: str) -> object:
     """Replace ``getattr``, with which a pickled log history names its own statistics. Nothing else is looked up.
 
     Raises:
-        UnpicklingError: The file asks for any other attribute.
+        UnpicklingError: The file needs any other attribute.
     """
     if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
-        raise pickle.UnpicklingError(f'the file asks for the attribute {name!r} of {owner!r}.')
+        raise pickle.UnpicklingError(f'the file needs the attribute {name!r} of {owner!r}.')
     return getattr(owner, name)
 
 

@@ -42,10 +42,10 @@ from .predictions import TestSet, check_predictions, read_predictions, read_test
 __all__ = ['class_ap', 'write_report']
 
 _MONITORED = {
-    'grc_sigma_lambda': 'σ(λ), the weight of the memory',
+    'grc_sigma_lambda': 'σ(λ), the share of the memory',
     'grc_update_gate': 'mean update gate',
     'grc_reset_gate': 'mean reset gate',
-    'grc_cache_change': 'relative change of the cache in a step',
+    'grc_cache_change': 'change of the cache in a step, relative',
     'grc_rank_drift': 'difference of the caches between ranks',
 }
 

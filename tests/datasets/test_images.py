@@ -1,4 +1,4 @@
-"""Images as files have them, read as MMDetection's own loader reads them."""
+"""Images of many formats are read as MMDetection's own loader reads them."""
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ from mmgrc.datasets.images import read_image
 
 
 def picture(height=12, width=17):
-    """Smooth, and alike under no turn."""
+    """A smooth picture without rotational symmetry."""
     rows, cols = np.mgrid[:height, :width]
     return np.stack([rows * 255 // height, cols * 255 // width, (rows + cols) * 4], axis=2).astype(np.uint8)
 
@@ -54,7 +54,7 @@ def test_reads_what_the_loader_reads(kind, suffix, tmp_path):
     assert image.shape == (12, 17, 3)
     assert image.dtype == np.uint8
     if kind not in ('1', 'palette with transparency', 'CMYK'):
-        # No negative, and no other channel's place.
+        # Not inverted, and no channels swapped.
         expected = picture()[..., ::-1]
         if kind in ('L', 'LA'):
             expected = cv2.cvtColor(expected, cv2.COLOR_BGR2GRAY)[..., None].repeat(3, axis=2)
@@ -99,7 +99,7 @@ def test_says_what_is_wrong(tmp_path, monkeypatch):
 
 
 def test_more_pixels_than_opencv_reads(tmp_path):
-    """The size in the head of the file is enough for OpenCV to refuse it."""
+    """The size in the header of the file is enough for OpenCV to refuse it."""
     path = tmp_path / 'mosaic.bmp'
     write(path, 'RGB')
     content = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The generated data set: readable by pycocotools, the same for the same seed, with masks of what is visible."""
+"""The generated data set: readable by pycocotools, the same for the same seed, with masks of the visible parts."""
 
 import hashlib
 
@@ -49,7 +49,7 @@ def test_annotations_are_of_what_is_visible(tmp_path):
             assert (x, y, x + w, y + h) == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
             assert annotation['area'] == mask.sum()
             areas.append(mask.sum())
-            # One colour with little noise, or the mask would be of something else.
+            # One colour with little noise; otherwise the mask would belong to something else.
             assert pixels[mask.astype(bool)].std(axis=0).max() < 16
         crowded += len(annotations) > 1
     assert crowded > 10

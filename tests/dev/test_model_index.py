@@ -1,4 +1,4 @@
-"""Metafiles, tables and configs say the same."""
+"""Metafiles, tables and configs agree."""
 
 import re
 import shutil
@@ -89,7 +89,7 @@ def test_own_results_stand_in_their_column():
 
 @pytest.fixture
 def copy(tmp_path):
-    """A repository of one model whose metafile is out of date."""
+    """A repository with one model and an outdated metafile."""
     shutil.copytree(REPOSITORY / 'configs', tmp_path / 'configs')
     (tmp_path / 'model-index.yml').write_text('Import: [configs/one.yml]')
     (entry,) = (dict(model) for model in MODELS if model['Name'] == 'mask_rcnn_grc_pvt')
@@ -102,7 +102,7 @@ def copy(tmp_path):
 
 
 def make_tables(*args):
-    """What `make tables` types."""
+    """The command of `make tables`."""
     command = [sys.executable, '-m', 'dev.make_tables', *map(str, args)]
     return subprocess.run(command, cwd=REPOSITORY, timeout=300, capture_output=True, text=True)
 

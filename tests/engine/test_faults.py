@@ -44,7 +44,7 @@ def test_full_disk_leaves_the_checkpoint_before(copy, tmp_path):
     content = first.read_bytes()
 
     def limit():
-        # A write beyond it fails as one to a full disk does, here in the midst of the file.
+        # A write beyond the limit fails like one to a full disk, here in the middle of the file.
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, resource.RLIM_INFINITY))
 
     run = train(work_dir, copy, *options, 'train_cfg.max_epochs=2', resume=True, log='full.log', before=limit)
@@ -85,7 +85,7 @@ train_dataloader = dict(dataset=dict(pipeline=pipeline))
 @pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 1])
 def test_image_that_fails_in_the_pipeline_is_named(copy, tmp_path, workers):
-    """A line of pixels has a header like any other; made smaller it has no rows left."""
+    """A line of pixels has a valid header, but has no rows left after resizing."""
     image = sorted((copy / 'train').iterdir())[0]
     cv2.imwrite(str(image), np.full((1, 300, 3), 90, np.uint8))
 
@@ -132,7 +132,7 @@ def break_annotations(content):
 
 
 def test_annotations_that_are_left_out_are_counted(copy, tmp_path):
-    """The run goes on without them, and says so before its first step."""
+    """The run continues without them, and says so before its first step."""
     edit(copy, break_annotations)
     run = train(tmp_path / 'run', copy)
     run.wait_for('Epoch(train) [1][1/8]')

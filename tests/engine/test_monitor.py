@@ -1,4 +1,4 @@
-"""The monitor's numbers against their definitions, and that training does not feel it."""
+"""The monitor's numbers against their definitions, and its lack of effect on training."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def make_model(**grc):
 
 
 def batches(steps=4):
-    """Three images to a batch, the second half-size in the padded batch."""
+    """Batches of three images, the second of half size in the padded batch."""
     generator = torch.Generator().manual_seed(1)
     images = [torch.randn(3, 32, 32, generator=generator) for _ in range(3 * steps)]
     for image in images[1::3]:
@@ -90,7 +90,7 @@ def test_logs_what_its_names_say(tmp_path, variant):
     logged = train(tmp_path / 'run', make_model(variant=variant), [GRCMonitorHook(interval=3)])
     assert [record['step'] for record in logged] == [3]
 
-    # The same three steps by hand, with the gates' linear layers watched.
+    # The same three steps by hand, with hooks on the gates' linear layers.
     model, images = make_model(variant=variant).train(), torch.stack([b['inputs'] for b in batches()]).split(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(3):
@@ -113,7 +113,7 @@ def test_logs_what_its_names_say(tmp_path, variant):
 
 
 def watch_gates(model):
-    """Means of the gates, by way of the functions that the forward calls."""
+    """Means of the gates, from the functions that the forward calls."""
     seen = {}
     for name, branch in model.backbone.grc_layers().items():
         gates = branch.gates

@@ -17,7 +17,7 @@ STEPS = 3
 
 
 def train(backbone, batches, factors=None, share=1.0):
-    """Train on ``batches`` and return the caches after each step; ``factors`` scale the losses."""
+    """Train on ``batches`` and return the caches after each step. ``factors`` scale the losses."""
     model = backbone
     if torch.distributed.is_initialized():
         model = DistributedDataParallel(backbone, broadcast_buffers=False)
@@ -62,20 +62,20 @@ def test_ranks_hold_the_caches_of_one_process_on_the_joined_batch(kind, world_si
 def test_without_sync_each_rank_has_its_own(tmp_path):
     ranks = run_ranks(train_share, 2, tmp_path, 'pvt', 2, False)
     assert not any(torch.equal(ranks[0][0][name], ranks[1][0][name]) for name in ranks[0][0])
-    # Before weights are exchanged for the first time, each is that of one process on its share.
+    # Before the first exchange of weights, each cache is that of one process on its share.
     for rank in range(2):
         alone = train(build('pvt'), [images(4, 0)[2 * rank : 2 * rank + 2]])
         assert equal(ranks[rank][0], alone[0])
 
 
 def train_with_faults(rank):
-    """Steps: plain, uneven, an infinite pixel on rank 1, plain, a loss that is no number on rank 1, plain."""
+    """Steps: plain, uneven, an infinite pixel on rank 1, plain, a NaN loss on rank 1, plain."""
     batches = [images(2, 10 * step + rank) for step in range(6)]
     batches[1] = batches[1][: 1 + rank]
     if rank == 1:
         batches[2][0, 1, 5, 5] = float('inf')
     factors = [1.0, 1.0, 1.0, 1.0, float('nan') if rank == 1 else 1.0, 1.0]
-    # The optimizer would carry the infinite step into the weights, which is not the memory's business.
+    # The optimizer would carry the infinite step into the weights, which is not under test.
     backbone = build('pvt')
     first = train(backbone, batches[:2], factors)
     weights = {name: value.clone() for name, value in backbone.state_dict().items() if not name.endswith('cache')}
@@ -93,7 +93,7 @@ def test_faults_of_one_rank_end_neither_in_a_hang_nor_in_differing_caches(tmp_pa
     assert not equal(plain, uneven)
     assert equal(uneven, infinite)
     assert not equal(infinite, again)
-    # The activations of that step were finite; the weights are not any more, so the next one is not stored.
+    # The activations of that step were finite. The weights no longer are, so the next step is not stored.
     assert not equal(again, no_number)
     assert equal(no_number, after)
 
@@ -190,7 +190,7 @@ def train_frozen(rank):
 
 
 def test_frozen_stages_train_on_ranks(tmp_path):
-    """DDP learns of what is frozen before the first step, whether or not train() was called until then."""
+    """DDP knows what is frozen before the first step, whether or not train() was called before."""
     for changed in run_ranks(train_frozen, 2, tmp_path):
         frozen = ('patch_embed.', 'stages.0.', 'stages.1.', 'norm0.', 'norm1.')
         assert not [name for name in changed if name.startswith(frozen)]
@@ -199,7 +199,7 @@ def test_frozen_stages_train_on_ranks(tmp_path):
 
 
 def test_slurm_variables_become_torchs(monkeypatch, tmp_path):
-    # scontrol expands lists of nodes; its place is taken by one that splits at commas.
+    # scontrol expands lists of nodes. A script that splits at commas replaces it.
     scontrol = tmp_path / 'scontrol'
     scontrol.write_text('#!/bin/sh\necho "$3" | tr , "\\n"\n')
     scontrol.chmod(0o755)
@@ -216,7 +216,7 @@ def test_slurm_variables_become_torchs(monkeypatch, tmp_path):
         assert environ['MASTER_ADDR'] == 'b'
         ports.add(int(environ['MASTER_PORT']))
     assert len(ports) == 100
-    # Neither privileged nor ephemeral.
+    # Neither a privileged nor an ephemeral port.
     assert min(ports) >= 1024
     assert max(ports) < 32768
 

@@ -41,7 +41,7 @@ def train(work_dir, shapes, *options, resume=False, log='train.log', env=None, e
 
 
 def losses(work_dir):
-    """Losses by step, of all runs in a work dir; where a step was done twice, the later run's."""
+    """Losses by step, of all runs in a work dir. If a step was repeated, the later run's."""
     lines = [line for file in sorted(work_dir.glob('*/vis_data/scalars.json')) for line in file.open()]
     records = [json.loads(line) for line in lines]
     return {r['step']: {k: v for k, v in r.items() if 'loss' in k or k == 'lr'} for r in records if 'loss' in r}
@@ -72,7 +72,7 @@ def unbroken(shapes, tmp_path_factory):
 
 
 def start_again(unbroken, work_dir, *epochs):
-    """A work dir as it was after some epochs of the uninterrupted run."""
+    """A work dir in its state after some epochs of the uninterrupted run."""
     work_dir.mkdir()
     for epoch in epochs:
         shutil.copy2(unbroken / f'epoch_{epoch}.pth', work_dir)
@@ -83,7 +83,7 @@ def start_again(unbroken, work_dir, *epochs):
 @pytest.mark.slow
 def test_killed_run_ends_as_the_unbroken_one(unbroken, shapes, tmp_path):
     work_dir = tmp_path / 'run'
-    # Anywhere in the second and third epoch; the one that fails is in the output.
+    # Anywhere in the second and third epoch. The output names the one that fails.
     step = random.SystemRandom().randrange(STEPS, EPOCHS * STEPS - 1)
     print('killed at step', step)
     run = train(work_dir, shapes, SEED)
@@ -136,7 +136,7 @@ def test_stop_by_signal_in_mid_epoch(unbroken, shapes, tmp_path):
 @pytest.mark.parametrize(
     ('change', 'steps', 'words'),
     [
-        # One epoch of 4 steps is done; those of the second are of other batches, and 3 of them are done at the stop.
+        # One epoch of 4 steps is done. The second epoch has other batches, 3 of which are done at the stop.
         ('train_dataloader.batch_size=1', 8, 'batches: 4, now 8, batch size: 2, now 1'),
         ('train_dataloader.dataset.indices=12', 6, 'batches: 4, now 6, images: 8, now 12'),
     ],
@@ -152,7 +152,7 @@ def test_epochs_of_another_length(unbroken, shapes, tmp_path, change, steps, wor
     done = stopped['exact_resume']['batches_done']
     assert 3 <= done == stopped['meta']['iter'] - STEPS < steps
 
-    # As it was stopped: what is left of the epoch.
+    # Resumed unchanged: the rest of the epoch.
     left = Path(shutil.copytree(work_dir, tmp_path / 'left'))
     (left / 'last_checkpoint').write_text(str(left / 'stopped.pth'))
     run = train(left, shapes, SEED, change, resume=True, epochs=2, log='again.log')
@@ -160,7 +160,7 @@ def test_epochs_of_another_length(unbroken, shapes, tmp_path, change, steps, wor
     assert f'Continuing after batch {done} of {steps} of epoch 2' in run.output
     assert torch.load(left / 'epoch_2.pth')['meta']['iter'] == STEPS + steps
 
-    # With the first batches again: a place in the other epoch means nothing.
+    # From the first batch again: a position in the other epoch means nothing.
     run = train(work_dir, shapes, SEED, resume=True, epochs=2, log='again.log')
     assert run.end() == 0, run.output[-3000:]
     assert 'Epoch 2 starts from its first batch.' in run.output
@@ -169,7 +169,7 @@ def test_epochs_of_another_length(unbroken, shapes, tmp_path, change, steps, wor
 
 @pytest.mark.slow
 def test_worker_processes_and_a_seed_that_was_drawn(shapes, tmp_path):
-    """The default loader, with persistent workers, in a run whose seed no config has."""
+    """The default loader, with persistent workers, in a run without a seed in the config."""
     options = ['randomness.seed=None', 'train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True']
     whole, work_dir = tmp_path / 'whole', tmp_path / 'run'
     run = train(whole, shapes, *options, epochs=2)
@@ -184,7 +184,7 @@ def test_random_state_survives_a_checkpoint_file(tmp_path):
     random.seed(3)
     np.random.seed(4)
     torch.manual_seed(5)
-    # Both keep the second of two normal numbers for the next call.
+    # Both generators cache the second of two normal numbers for the next call.
     random.gauss(0, 1)
     np.random.normal()
     torch.save({'state': random_state()}, tmp_path / 'state.pth')
@@ -207,14 +207,14 @@ def test_last_good_checkpoint(tmp_path):
     for epoch in (9, 10):
         write_checkpoint(tmp_path / f'epoch_{epoch}.pth', epoch)
     write_checkpoint(tmp_path / 'best_coco_bbox_mAP_epoch_9.pth', 9)
-    # Killed before the file was written, or a work dir that was moved: the newest.
+    # Killed before the file was written, or the work dir was moved: use the newest.
     assert last_good_checkpoint(tmp_path) == (tmp_path / 'epoch_10.pth', [])
     (tmp_path / 'last_checkpoint').write_text('/nothing/epoch_10.pth')
     assert last_good_checkpoint(tmp_path) == (tmp_path / 'epoch_10.pth', [])
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_9.pth'))
     assert last_good_checkpoint(tmp_path) == (tmp_path / 'epoch_9.pth', [])
 
-    # One bit that fell over in a tensor, which torch.load does not see.
+    # One flipped bit in a tensor, which torch.load does not notice.
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_10.pth'))
     content = bytearray((tmp_path / 'epoch_10.pth').read_bytes())
     weights = torch.load(tmp_path / 'epoch_10.pth')['state_dict']['w']

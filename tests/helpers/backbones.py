@@ -1,4 +1,4 @@
-"""Small backbones of each family, for the tests of what all families share."""
+"""Small backbones of each family, for tests of what all families share."""
 
 import torch
 from mmengine.registry import MODELS
@@ -27,7 +27,7 @@ SMALL = {
         'mlp_ratio': 2,
     },
 }
-# What takes long is tried on two stages.
+# Slow tests use two stages.
 TWO_STAGES = {
     'pvt': {
         'num_stages': 2,
@@ -47,7 +47,7 @@ FAMILIES = ['pvt', 'swin']
 
 
 def build(family, drop_path_rate=0.0, **options):
-    """A backbone in training mode with random weights and empty caches, the same ones at each call."""
+    """A backbone in training mode with random weights and empty caches, the same at each call."""
     torch.manual_seed(0)
     backbone = MODELS.build({**SMALL[family], 'drop_path_rate': drop_path_rate, **options})
     backbone.init_weights()
@@ -60,7 +60,7 @@ def caches(backbone):
 
 
 def loss(outs):
-    """A number that depends on each element of the outputs in another way."""
+    """A number that depends on each element of the outputs differently."""
     return sum((out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum() for out in outs)
 
 

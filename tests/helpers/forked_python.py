@@ -110,7 +110,7 @@ def serve(path):
     print('ready', flush=True)
     while True:
         connection, _ = listener.accept()
-        # Not a bare fork: workers of a data loader end with their parent.
+        # Not os.fork(): workers of a data loader must end with their parent.
         multiprocessing.get_context('fork').Process(target=run, args=(connection,)).start()
         connection.close()
 

@@ -1,4 +1,4 @@
-"""Interpreters that see only some of the packages that are installed."""
+"""Interpreters that see only some of the installed packages."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def run_with_packages(
 ) -> subprocess.CompletedProcess:
     """Run Python in ``folder`` with this repository and the packages whose names ``keep`` accepts; `-S` hides the rest.
 
-    ``prepare`` may change the links to them, which are in the folder that it is given.
+    ``prepare`` may change the links to the packages. Its argument is the folder of the links.
     """
     site = folder / 'site'
     site.mkdir()

@@ -1,6 +1,6 @@
 """Real processes for tests: ranks of a gloo group, and a tool that runs beside the test.
 
-They are forked, so that none has to import MMDetection again.
+They are forked, so that they do not have to import MMDetection again.
 """
 
 import multiprocessing
@@ -24,7 +24,7 @@ _FORK = multiprocessing.get_context('fork')
 
 
 def run_ranks(function, world_size, folder, *args, timeout=240):
-    """Call ``function(rank, *args)`` in each rank and return what they gave; fails where one fails or hangs."""
+    """Call ``function(rank, *args)`` in each rank and return the results. Fail if a rank fails or hangs."""
     folder = Path(folder)
     rendezvous = folder / f'rendezvous-{time.monotonic_ns()}'
     processes = [
@@ -44,7 +44,7 @@ def run_ranks(function, world_size, folder, *args, timeout=240):
 
 
 def _rank(function, rank, world_size, rendezvous, args):
-    # The pool of threads of the parent is not there in a fork.
+    # The parent's thread pool does not exist in a fork.
     torch.set_num_threads(1)
     dist.init_process_group(
         'gloo',
@@ -58,7 +58,7 @@ def _rank(function, rank, world_size, rendezvous, args):
 
 
 def ranks_of(launcher):
-    """The processes of a launcher's ranks: their ids by rank."""
+    """The process ids of a launcher's ranks, by rank."""
     ranks = {}
     for folder in Path('/proc').glob('[0-9]*'):
         try:
@@ -74,7 +74,7 @@ def ranks_of(launcher):
 
 
 class Tool:
-    """``tools/NAME.py`` in a process of its own, its output in a file."""
+    """``tools/NAME.py`` in its own process, with its output in a file."""
 
     def __init__(self, name, *args, log, env=None, before=None):
         self.log = Path(log)
@@ -90,9 +90,9 @@ class Tool:
         sys.stdout, sys.stderr = os.fdopen(1, 'w', buffering=1), os.fdopen(2, 'w', buffering=1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
-        # Its logs are not the parent's.
+        # It needs its own logs.
         MMLogger._instance_dict.clear()
-        # A process of its own starts with random numbers of its own.
+        # A new process starts with its own random numbers.
         random.seed()
         np.random.seed()
         os.environ.update(env)
@@ -108,7 +108,7 @@ class Tool:
         except BaseException:
             traceback.print_exc()
         if isinstance(code, str):
-            # As sys.exit() does.
+            # Like sys.exit().
             print(code, file=sys.stderr)
             code = 1
         os._exit(code or 0)

@@ -1,4 +1,4 @@
-"""State dicts under the names of other code, made from one of ours: what the converters are tested with."""
+"""State dicts with the names of other code, made from ours, to test the converters."""
 
 import re
 
@@ -46,7 +46,7 @@ def original_pvt(state):
 
 
 def published_grc(state):
-    """Names of the published GRC module; the last stage's cache holds the class token first."""
+    """Names of the published GRC module. The last stage's cache begins with the class token."""
     stock = {key: value for key, value in state.items() if '.grc.' not in key}
     out = {
         re.sub(r'(block\d+\.\d+\.attn)\.', r'\1.attn_self_func.', key): value

@@ -1,4 +1,4 @@
-"""Images without a data set: what is found, read and written, against MMDetection's own inference."""
+"""Individual images: how they are found, read and written, against MMDetection's own inference."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def test_checkpoint_brings_classes_and_palette(model, config):
 
 
 def test_writes_what_mmdetections_inferencer_finds(model, trained, shapes, tmp_path):
-    """`DetInferencer` takes the config and the checkpoint after `import mmgrc`; the file says the same as it."""
+    """`DetInferencer` takes config and checkpoint after `import mmgrc`, and gives the same detections as the file."""
     images = sorted((shapes / 'val').glob('*.png'))[:2]
     config, checkpoint = str(trained / 'mask_rcnn_grc_pvt.py'), str(trained / 'epoch_2.pth')
     inferencer = DetInferencer(model=config, weights=checkpoint, device='cpu', show_progress=False)
@@ -82,7 +82,7 @@ def test_bad_images_are_skipped(model, shapes, tmp_path):
         '3.png': b'',
         '4.png': image[:200],
         'inner/1.PNG': image,
-        'notes.txt': b'not looked at',
+        'notes.txt': b'ignored',
     }.items():
         (folder / name).write_bytes(content)
     images = find_images(str(folder))
@@ -90,7 +90,7 @@ def test_bad_images_are_skipped(model, shapes, tmp_path):
     problems = dict(detect(model, images, tmp_path / 'out', 0.0, [0, 1, 2]))
     assert [path.name for path, problem in problems.items() if problem] == ['2.jpg', '3.png', '4.png']
     assert '2.jpg is not an image' in problems[folder / '2.jpg']
-    # Two images of one name have a drawing each.
+    # Two images of the same name have separate drawings.
     assert sorted(path.name for path in (tmp_path / 'out' / 'drawings').iterdir()) == ['1.jpg', '1_2.jpg']
     assert [record['id'] for record in json.loads((tmp_path / 'out' / 'detections.json').read_text())['images']] == [
         1,
@@ -99,13 +99,13 @@ def test_bad_images_are_skipped(model, shapes, tmp_path):
 
 
 def test_whatever_fails_is_of_its_image(model, shapes, tmp_path, monkeypatch):
-    """In the pipeline, in the detector or in the drawing, by whatever error: the others are done, and it is named."""
+    """If an image fails in the pipeline, detector or drawing, it is named, and the others are processed."""
     image = cv2.imread(str(shapes / 'val' / '000001.png'))
     sizes = {'a.png': (64, 96), 'line.png': (1, 3000), 'm.png': (32, 48), 'n.png': (128, 192), 'z.png': (64, 96)}
     for name, (height, width) in sizes.items():
         cv2.imwrite(str(tmp_path / name), cv2.resize(image, (width, height)))
     step, draw = model.test_step, detector.draw_detections
-    # Makes a line 0 pixels high.
+    # Resizes a line to a height of 0 pixels.
     config = model.cfg.copy()
     config.test_dataloader.dataset.pipeline.insert(1, {'type': 'Resize', 'scale': (96, 64), 'keep_ratio': True})
     monkeypatch.setattr(model, 'cfg', config)
@@ -129,7 +129,7 @@ def test_whatever_fails_is_of_its_image(model, shapes, tmp_path, monkeypatch):
     )
     assert 'RuntimeError: CUDA out of memory. Tried to allocate 20 GiB (test_detector' in problems[tmp_path / 'm.png']
     assert 'MemoryError:' in problems[tmp_path / 'n.png']
-    assert 'its detections are kept' in problems[tmp_path / 'n.png']
+    assert 'its detections are stored' in problems[tmp_path / 'n.png']
     assert sorted(path.name for path in (tmp_path / 'out' / 'drawings').iterdir()) == ['a.jpg', 'z.jpg']
     coco = COCO(str(tmp_path / 'out' / 'detections.json'))
     assert [Path(record['file_name']).name for record in coco.imgs.values()] == ['a.png', 'n.png', 'z.png']
@@ -152,7 +152,7 @@ def test_what_is_done_is_written_when_interrupted(model, shapes, tmp_path, monke
         list(detect(model, images, tmp_path, 0.0, [0, 1, 2]))
     content = json.loads((tmp_path / 'detections.json').read_text())
     assert [record['file_name'] for record in content['images']] == [str(path) for path in images[:2]]
-    # What leaves the loop without an error in it, too.
+    # Also if the caller leaves the loop.
     for _ in (results := detect(model, images[:2], tmp_path, 0.0, [0])):
         break
     results.close()

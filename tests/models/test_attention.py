@@ -1,4 +1,4 @@
-"""The layer for plain PyTorch: the same numbers as written out, its ways to commit, and torch as the only need."""
+"""The layer for plain PyTorch: equal to the transcription, its ways to commit, and torch as its only requirement."""
 
 import copy
 import re
@@ -43,19 +43,19 @@ def test_equals_multihead_attention_with_the_memory_written_out(variant, trainin
 
 
 def test_commit_at_the_end_of_a_step():
-    """Kept until then; one value that is not finite stops all of them, once."""
+    """The caches are kept until the commit. One value that is not finite stops all of them, once."""
     model = nn.ModuleList(make_layer(auto_commit=number == 2) for number in range(3))
     before = [layer.grc.cache.clone() for layer in model]
     for layer in model:
         layer(torch.randn(2, 30, 16), HW)
     assert [torch.equal(layer.grc.cache, old) for layer, old in zip(model, before, strict=True)] == [True, True, False]
-    proposed = [layer.new_cache.clone() for layer in model[:2]]
+    new_caches = [layer.new_cache.clone() for layer in model[:2]]
     assert commit_caches(model)
-    assert all(torch.equal(layer.grc.cache, new) for layer, new in zip(model, proposed, strict=False))
+    assert all(torch.equal(layer.grc.cache, new) for layer, new in zip(model, new_caches, strict=False))
     model[0](torch.randn(2, 30, 16), HW)
     model[1](torch.full((2, 30, 16), float('nan')), HW)
     assert not commit_caches(model)
-    assert all(torch.equal(layer.grc.cache, new) for layer, new in zip(model, proposed, strict=False))
+    assert all(torch.equal(layer.grc.cache, new) for layer, new in zip(model, new_caches, strict=False))
     assert commit_caches(model)
 
 
@@ -123,7 +123,7 @@ def test_bad_input_is_named(make, words):
 
 
 def test_the_vit_of_the_docs_learns_with_torch_alone(tmp_path):
-    """The page's code, where torch and what it needs is installed, and nothing else."""
+    """The page's code, in an environment with only torch and its requirements."""
     page = (REPOSITORY / 'docs' / 'pytorch.md').read_text()
     (code,) = re.findall(r'```python\n(.*?)```', page, re.S)
     (tmp_path / 'vit.py').write_text(code + TRAINING)
@@ -132,7 +132,7 @@ def test_the_vit_of_the_docs_learns_with_torch_alone(tmp_path):
     assert 'mmdet is not installed (needed: 3.3.0 or newer' in result.stdout
 
 
-# By the names of their modules and of their metadata.
+# By the names of modules and of metadata.
 TORCH = (
     'torch',
     'functorch',

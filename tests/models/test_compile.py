@@ -45,7 +45,7 @@ def test_evaluation_is_one_graph(family):
 @family
 def test_compiled_backbone_trains_and_commits(family):
     plain, source = build(family, **TWO_STAGES[family]), build(family, **TWO_STAGES[family])
-    # The backend that derives its own backward graph, as inductor does.
+    # A backend that derives its own backward graph, as inductor does.
     compiled = torch.compile(source, backend='aot_eager')
     for x in torch.randn(2, 2, 3, 64, 96):
         outs = [model(x) for model in (compiled, plain)]

@@ -25,12 +25,12 @@ def gradients(backbone):
 @pytest.mark.parametrize('variant', ['code', 'paper'])
 def test_training_forward_commits_once_in_place(family, variant):
     backbone = build(family, grc={'variant': variant})
-    proposed, buffers = {}, {}
+    new_caches, buffers = {}, {}
     for name, branch in backbone.grc_layers().items():
-        branch.register_forward_hook(lambda module, args, out, name=name: proposed.update({name: out[1]}))
+        branch.register_forward_hook(lambda module, args, out, name=name: new_caches.update({name: out[1]}))
         buffers[name] = (branch.cache, branch.cache.data_ptr(), branch.cache._version)
     backbone(torch.randn(2, 3, 64, 96))
-    assert_same(caches(backbone), proposed)
+    assert_same(caches(backbone), new_caches)
     for name, branch in backbone.grc_layers().items():
         buffer, pointer, version = buffers[name]
         assert branch.cache is buffer
@@ -134,7 +134,7 @@ def test_a_padded_image_is_the_same_beside_any_other(family):
 @pytest.mark.parametrize('family', ['pvtv2', 'swin'])  # the first PVT's position embedding follows the padded size
 @pytest.mark.parametrize('size', [(64, 64), (50, 39)])
 def test_padding_of_a_batch_stays_out_of_the_memory(family, size):
-    # Stock attention attends padding, so only a summary of the first layer's input can be compared.
+    # Stock attention also attends to padding, so only a summary of the first layer's input can be compared.
     backbone = build(family, grc={'variant': 'paper'})
     image = torch.randn(1, 3, *size)
     image = pad(image, (0, -size[1] % 4, 0, -size[0] % 4))
@@ -151,7 +151,7 @@ def test_padding_of_a_batch_stays_out_of_the_memory(family, size):
 
 
 class PeakMemory(TorchDispatchMode):
-    """The most bytes that tensors made inside hold at one time, on any device."""
+    """The peak size in bytes of the tensors that are created inside, on any device."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Random sequences of what happens to a backbone in training, against a small model of the cache-state contract."""
+"""Random sequences of training events of a backbone, against a small model of the cache-state contract."""
 
 import copy
 import functools
@@ -26,10 +26,10 @@ def random_images(count, size, seed):
 
 
 class Contract(RuleBasedStateMachine):
-    """The backbone under test, and ``expected``: what the contract says that its caches are.
+    """The backbone under test, and ``expected``: its caches according to the contract.
 
-    A second backbone that is given the same state at each event is asked what one image does; what a batch does follows
-    from the contract: the mean over its images.
+    A second backbone gets the same state at each event and computes the effect of one image. By the contract, the
+    effect of a batch is the mean over its images.
     """
 
     family = 'pvt'
@@ -42,7 +42,7 @@ class Contract(RuleBasedStateMachine):
         self.left_behind = []
 
     def after_each_image_alone(self, images):
-        """The caches that each image by itself leaves, from the present state."""
+        """The caches that each image alone would give, from the current state."""
         state = copy.deepcopy(self.backbone.state_dict())
         results = []
         for image in images:
@@ -58,7 +58,7 @@ class Contract(RuleBasedStateMachine):
 
     def check_commit(self, expected):
         assert_same(caches(self.backbone), expected, tolerance=1e-5)
-        # The next event starts from the very bits.
+        # The next event starts from exactly these values.
         self.expected = caches(self.backbone)
 
     @rule(count=st.integers(1, 3), size=SIZES, seed=SEEDS)
@@ -66,7 +66,7 @@ class Contract(RuleBasedStateMachine):
         images = random_images(count, size, seed)
         expected = self.mean_of(images)
         outs = self.backbone.train()(images)
-        # The commit came before: the graph must not know of it.
+        # The commit came before the backward pass. It must not affect the graph.
         gradients = torch.autograd.grad(sum(out.square().mean() for out in outs), list(self.backbone.parameters()))
         self.check_commit(expected)
         with torch.no_grad():
@@ -148,7 +148,7 @@ TestSequences.settings = TestSwinSequences.settings = settings(
     max_examples=125,
     stateful_step_count=6,
     deadline=None,
-    # The same sequences at each run.
+    # The same sequences in each run.
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

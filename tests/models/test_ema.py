@@ -16,7 +16,7 @@ MOMENTUM = 0.25
 
 
 class Detector(BaseModel):
-    """As little of a detector as a run needs."""
+    """The minimal detector for a run."""
 
     def __init__(self, family):
         super().__init__()
@@ -36,7 +36,7 @@ class Count(BaseMetric):
 
 
 class Recorder(Hook):
-    """Keeps the model's state after each step, in validation and after it."""
+    """Records the model's state after each step, in validation and after it."""
 
     priority = 'VERY_LOW'
 
@@ -91,7 +91,7 @@ def test_averaged_model_has_the_live_or_the_averaged_cache(family, update_buffer
     assert all(averaged[key].any() for key in caches)
     live = recorder.steps[-1]
     assert all(torch.equal(averaged[key], live[key]) != bool(update_buffers) for key in caches)
-    # What is saved as the model is the averaged one; the live one goes on from `ema_state_dict`.
+    # The averaged model is saved as the model. The live one resumes from `ema_state_dict`.
     checkpoint = torch.load(tmp_path / 'epoch_2.pth')
     assert_same(dict(checkpoint['state_dict']), averaged, 1e-6)
     assert all(torch.equal(checkpoint['ema_state_dict'][f'module.{key}'], live[key]) for key in live)

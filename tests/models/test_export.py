@@ -1,4 +1,4 @@
-"""`torch.export` and ONNX: the caches are constants of the graph, and onnxruntime computes what PyTorch does."""
+"""`torch.export` and ONNX: the caches are constants of the graph, and onnxruntime's outputs equal PyTorch's."""
 
 import re
 
@@ -71,7 +71,7 @@ def assert_same_in_onnxruntime(path, model, sizes):
         assert_same(outs, model(x), 1e-4)
 
 
-# With gradients on, PyTorch traces Swin's attention on another kernel than it lowers to ONNX.
+# With gradients enabled, PyTorch traces another kernel for Swin's attention than the one it lowers to ONNX.
 
 
 @pytest.mark.slow

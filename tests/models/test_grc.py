@@ -35,7 +35,7 @@ def run(layer, x, attn_out, hw, extent=None):
     'options', [{}, {'sr_ratio': 1}, {'pos_conv': False}, {'cache_ratio': 1.0}, {'cache_ratio': 0.25}]
 )
 def test_equals_transcription(variant, training, projection, options):
-    """Projected before, and folded into the mix: two forms of the same sums."""
+    """Projection before the mix, and folded into it: two forms of the same sums."""
     kind = GRC if projection == 'done' else FoldedGRC
     layer = make_layer(variant, torch.float64, kind, **options).train(training)
     hw = (5, 7)
@@ -56,7 +56,7 @@ def test_equals_transcription(variant, training, projection, options):
     weights = torch.randn_like(out)
     grads = torch.autograd.grad((out * weights).sum(), wanted, allow_unused=True)
     expected_grads = torch.autograd.grad((expected * weights).sum(), wanted, allow_unused=True)
-    # The paper's variant does not run its gates in evaluation: there they have no gradient.
+    # The paper's variant does not use its gates in evaluation, so they have no gradient there.
     assert all(g is not None for g in grads) or (variant == 'paper' and not training)
     for got, reference_grad in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(got, reference_grad)

@@ -1,4 +1,4 @@
-"""What loading says of memories that are missing, renamed or of another size, and how sizes are changed on purpose."""
+"""Messages about memories that are missing, renamed or of another size, and changing sizes on purpose."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ family = pytest.mark.parametrize('family', FAMILIES)
 
 
 class Detector(nn.Module):
-    """A backbone below the name that it has in a detector."""
+    """A backbone under the name that it has in a detector."""
 
     def __init__(self, family, **options):
         super().__init__()
@@ -155,7 +155,7 @@ def test_stock_and_incomplete_checkpoints_at_inference_are_loud(python, tmp_path
 )
 @family
 def test_caches_are_resized_as_maps(family, old, new, reference):
-    # A reduction would ask for larger caches.
+    # A reduction would need larger caches.
     options = {'sr_ratios': [1, 1, 1, 1]} if family == 'pvt' else {}
     models = [Detector(family, grc={'cache_sizes': (size, 8, 4, 4)}, **options) for size in (old, new)]
     models[0].backbone(torch.randn(2, 3, 64, 96))
@@ -174,7 +174,7 @@ def test_caches_are_resized_as_maps(family, old, new, reference):
 def test_only_sizes_may_differ():
     source = Detector('pvt')
     checkpoint = {'state_dict': source.state_dict()}
-    with pytest.raises(ValueError, match=r'\.cache: .*the new config.*differ in grc.cache_sizes alone'):
+    with pytest.raises(ValueError, match=r'\.cache: .*the new config.*differ only in grc.cache_sizes'):
         resize_caches(checkpoint, source, Detector('pvt', grc={'cache_ratio': 1.0, 'cache_sizes': (8, 8, 4, 2)}))
     with pytest.raises(ValueError, match=r'the old config'):
         resize_caches(checkpoint, Detector('pvt', grc={'cache_sizes': (9, 8, 4, 2)}), source)

@@ -14,7 +14,7 @@ half = pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 
 
 def watch_gates(monkeypatch):
-    """A list that receives the type of each gate's input."""
+    """A list that collects the type of each gate's input."""
     seen, sigmoid = [], torch.sigmoid
     monkeypatch.setattr(grc_module.torch, 'sigmoid', lambda t: seen.append(t.dtype) or sigmoid(t))
     return seen
@@ -24,7 +24,7 @@ def assert_full_precision(backbone):
     for branch in backbone.grc_layers().values():
         assert branch.cache.dtype == torch.float32
         assert branch.cache.any()
-        # Values that half precision cannot hold: the update was not computed in it.
+        # Values that half precision cannot represent: the update was not computed in it.
         assert not torch.equal(branch.cache, branch.cache.bfloat16().float())
         assert not torch.equal(branch.cache, branch.cache.half().float())
 
@@ -92,7 +92,7 @@ def test_scaler_skips_the_step_and_the_memory_goes_on(family):
 
 
 class Detector(BaseModel):
-    """As little of a detector as a train step needs."""
+    """The minimal detector for a train step."""
 
     def __init__(self, family):
         super().__init__()
@@ -105,7 +105,7 @@ class Detector(BaseModel):
 
 @family
 def test_mmengines_wrapper(family, monkeypatch):
-    # It refuses machines without a GPU before it does anything; its autocast and its step work there.
+    # It refuses machines without a GPU at the start, although its autocast and its step work there.
     monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
     model = Detector(family)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -126,7 +126,7 @@ def test_mmengines_wrapper(family, monkeypatch):
 
 @pytest.mark.parametrize('family', SMALL)
 def test_autocast_is_as_exact_as_stock(family):
-    """Deep enough for a sum of residuals that is rounded too often to show, as 15 % in PVT."""
+    """Deep enough that a sum of residuals with too many roundings shows, as 15 % in PVT."""
     depths = {'depths': (2, 2, 6, 2)} if family == 'swin' else {'num_layers': [2, 2, 6, 2]}
     ours = build(family, **depths, grc={'stages': ()}).eval()
     stock = MODELS.build({**SMALL[family], **depths, 'type': f'mmdet.{SMALL[family]["type"].removeprefix("GRC")}'})

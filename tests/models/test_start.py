@@ -1,4 +1,4 @@
-"""What stock weights compute is kept by `grc.start='silent'`, however they are loaded, and all of the memory learns."""
+"""With `grc.start='silent'` stock weights keep their function, however they are loaded, and the whole memory learns."""
 
 import copy
 
@@ -21,7 +21,7 @@ DROP_PATH = 0.3
 
 
 def build_stock(family, **options):
-    """MMDetection's own backbone, with weights as uneven as trained ones."""
+    """MMDetection's own backbone, with weights as varied as trained ones."""
     torch.manual_seed(1)
     options = {'drop_path_rate': DROP_PATH, **SMALL[family], **options}
     stock = getattr(stock_backbones, options.pop('type').removeprefix('GRC'))(**options)
@@ -47,7 +47,7 @@ def padded_images():
 
 
 def relative_difference(left, right):
-    """Of the stages' outputs, the largest difference by the largest value."""
+    """The largest difference of the stages' outputs, relative to the largest value."""
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(left, right, strict=True))
 
 
@@ -56,7 +56,7 @@ def assert_computes_as_stock(model, stock, tolerance=1e-5):
     for training in (False, True, False):
         outs = []
         for each in (model, stock):
-            # MMDetection's Swin forgets to return itself.
+            # MMDetection's Swin does not return itself.
             each.train(training)
             torch.manual_seed(3)
             with torch.no_grad():
@@ -65,7 +65,7 @@ def assert_computes_as_stock(model, stock, tolerance=1e-5):
 
 
 class Detector(nn.Module):
-    """A backbone below the name that it has in a detector."""
+    """A backbone under the name that it has in a detector."""
 
     def __init__(self, backbone):
         super().__init__()
@@ -84,7 +84,7 @@ def load(way, family, stock, folder, **options):
         torch.save({'state_dict': {f'module.backbone.{key}': value for key, value in state.items()}}, file)
         return build_silent(family, init_cfg=init_cfg, **options)
     if way == 'converted':
-        # What tools/convert_checkpoint.py writes, of the original PVT's keys where there is one.
+        # The output of tools/convert_checkpoint.py, from the original PVT's keys if there is one.
         source = original_pvt(state) if family == 'pvt' else {'state_dict': state}
         converted, _ = convert_checkpoint(source)
         assert_same(converted, dict(state))  # nothing is divided in the file
@@ -110,7 +110,7 @@ WAYS = [
 @variant
 @pytest.mark.parametrize(('way', 'family'), WAYS)
 def test_stock_weights_compute_as_in_stock(way, family, variant, tmp_path):
-    # The tool takes a PVT for one of the usual pre-training size.
+    # The tool assumes a PVT of the usual pre-training size.
     size = {'pretrain_img_size': 224} if way == 'converted' else {}
     stock = build_stock(family, **size)
     backbone = load(way, family, stock, tmp_path, variant=variant, **size)
@@ -118,7 +118,7 @@ def test_stock_weights_compute_as_in_stock(way, family, variant, tmp_path):
     assert all((branch.lam == initial).all() for branch in backbone.grc_layers().values())
     assert not any(cache.any() for cache in caches(backbone).values())
     assert_computes_as_stock(backbone, stock)
-    # It trained there, so its caches are no longer empty, and still nothing of them is seen.
+    # It was trained there, so its caches are no longer empty, but they still have no effect.
     assert all(cache.any() for cache in caches(backbone).values())
 
 
@@ -165,7 +165,7 @@ def test_whole_branch_learns_within_two_steps(family, variant):
 
 
 def build_detector(grc=None):
-    """A small Mask R-CNN; without options of the memory on MMDetection's own PVT."""
+    """A small Mask R-CNN. Without options of the memory, on MMDetection's own PVT."""
     config = Config.fromfile(REPOSITORY / SHAPES_CONFIG).model
     backbone = {**SMALL['pvt'], 'pretrain_img_size': 64, 'drop_path_rate': DROP_PATH}
     backbone.update({'type': 'PyramidVisionTransformer'} if grc is None else {'grc': grc})
@@ -187,7 +187,7 @@ def test_stock_detector_predicts_as_before(tmp_path):
     assert relative_difference(scores, expected) < 1e-5
 
 
-# What is left alone.
+# What does not change.
 
 
 @family
@@ -264,7 +264,7 @@ def test_state_of_the_caller_stays_and_loads_again(family):
     assert_same(backbone.state_dict(), once)
     assert_same(dict(state), dict(before))
 
-    # After training, too: with λ as it is then.
+    # After training too, with the trained λ.
     make_uneven(backbone)
     backbone.load_state_dict(state, strict=False)
     assert all((branch.lam != -1).all() for branch in backbone.grc_layers().values())

@@ -1,4 +1,4 @@
-"""What the tests of the checks share: a data set to break, its config, and what was said."""
+"""What the tests of the checks share: a data set to break, its config, and the warnings."""
 
 import json
 import shutil

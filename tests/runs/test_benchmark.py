@@ -26,7 +26,7 @@ def test_attention_is_counted():
     q, k = torch.randn(1, 2, queries, dims // 2), torch.randn(1, 2, keys, dims // 2)
     attend = torch.nn.functional.scaled_dot_product_attention
     counted = benchmark._count(lambda: attend(q, k, k))
-    # Scores and their sum of the values, a multiplication and an addition each.
+    # Scores and the weighted sum of the values, a multiplication and an addition each.
     assert counted == 2 * 2 * queries * keys * dims
 
 

@@ -1,4 +1,4 @@
-"""Which files are read as checkpoints, and which are not."""
+"""The files that are read as checkpoints, and those that are refused."""
 
 import os
 import pickle
@@ -43,7 +43,7 @@ class Attribute:
 
 def test_no_attribute_but_the_statistics_is_looked_up(tmp_path):
     torch.save({'x': Attribute()}, tmp_path / 'x.pth')
-    with pytest.raises(ValueError, match=r"asks for the attribute '__init__'"):
+    with pytest.raises(ValueError, match=r"needs the attribute '__init__'"):
         read_checkpoint(tmp_path / 'x.pth')
 
 

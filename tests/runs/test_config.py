@@ -1,4 +1,4 @@
-"""Configs by name: the package's own, as bases of other configs too, and those of other packages as before."""
+"""Configs by name: the package's own, also as bases of other configs, and those of other packages."""
 
 import pytest
 from mmdet.registry import MODELS

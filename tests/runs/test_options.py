@@ -1,4 +1,4 @@
-"""Options that nothing reads are said, with the nearest name; those that are read are not."""
+"""Options that nothing reads are reported with the most similar name. Options that are read are not."""
 
 import pytest
 from mmengine.config import Config
@@ -36,7 +36,7 @@ def unused(config, key, value):
         ('train_cfg.max_epoch=1', 'Did you mean train_cfg.max_epochs?'),
         ('val_evaluator.metrics=bbox', 'Did you mean val_evaluator.metric'),
         ('param_scheduler.0.milestone=3', 'nothing reads param_scheduler.0.milestone.'),
-        # A variable of the config, which has done its work.
+        # A variable of the config, which has been evaluated already.
         (
             'data_root=elsewhere',
             'Set where it is used: test_dataloader.dataset.data_root, train_dataloader.dataset.data',

@@ -15,7 +15,7 @@ def test_converts_and_counts(run_tool, tmp_path):
     result = run_tool('convert_checkpoint', tmp_path / 'published.pth', tmp_path / 'ours.pth')
     assert result.returncode == 0, result.stderr
     total = len(model.state_dict())
-    assert f'{total} tensors loaded, 0 missing, 0 new (the memory), 0 tensors of the' in result.stdout
+    assert f'{total} tensors loaded, 0 missing, 0 new (the memory), 0 of the' in result.stdout
     options['init_cfg'] = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'ours.pth')}
     other = MODELS.build(options)
     other.init_weights()

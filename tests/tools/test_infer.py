@@ -21,7 +21,7 @@ def test_detects_and_skips_bad_images(run_tool, trained, shapes, tmp_path):
         *(tmp_path / 'images', trained / 'mask_rcnn_grc_pvt.py', trained / 'epoch_2.pth'),
         *('--out-dir', tmp_path / 'out', '--score-thr', 0, '--classes', 'circle', 'square'),
     )
-    # The rest is done, and the status says that something was not.
+    # The rest is processed, and the exit status reports the failure.
     assert result.returncode == 1
     assert '4 images were processed' in result.stdout
     assert 'broken.jpg is not an image' in result.stderr

@@ -81,7 +81,7 @@ def test_srun_with_and_without_gpus():
         *('--ntasks-per-node=4', '--kill-on-bad-exit=1', '--time=5', '-x', 'bad', 'python', '-u'),
         *(f'{REPOSITORY}/tools/test.py', 'c.py', 'c.pth', '--launcher', 'slurm'),
     ]
-    # Fewer than a node has, and none.
+    # Fewer GPUs than a node has, and none.
     assert {'--gres=gpu:2', '--ntasks-per-node=2'} < set(dry_run('slurm_train', GPUS='2'))
     command = dry_run('slurm_train', GPUS='2', GPUS_PER_NODE='0')
     assert '--ntasks=2' in command
@@ -221,7 +221,7 @@ def test_dead_rank_ends_the_job_which_resumes_and_tests(python, shapes, tmp_path
     assert content['meta']['iter'] == 6
     assert len(content['exact_resume']['ranks']) == 2
 
-    # What one process finds is what two ranks find.
+    # One process gives the same detections as two ranks.
     test = [SHAPES_CONFIG, checkpoint]
     tail = ['--work-dir', tmp_path / 'test', '--cfg-options', *NARROW]
     result = launch('dist_test', *test, 2, '--out', tmp_path / 'two.pkl', *tail, **env)

@@ -28,7 +28,7 @@ def test_visualize_memory(run_tool, trained, shapes, tmp_path):
     assert 'there is no layer 7.0; the model has 0.0, 0.1, 1.0' in result.stderr
     assert 'Traceback' not in result.stderr
 
-    # Resize makes a line 0 pixels high.
+    # Resize gives a line a height of 0 pixels.
     cv2.imwrite(str(tmp_path / 'line.png'), np.full((1, 3000, 3), 90, np.uint8))
     pipeline = [{'type': 'LoadImageFromFile'}, {'type': 'Resize', 'scale': (96, 64), 'keep_ratio': True}]
     test = {'dataset': {'pipeline': [*pipeline, {'type': 'PackDetInputs'}]}}

@@ -97,7 +97,7 @@ def wait_for(condition, what, timeout=300):
 
 
 def test_requeued_job_ends_as_the_unbroken_one(slurm, four_images, tmp_path):
-    """One by srun from start to end, one by sbatch that gets the signal which Slurm sends before the time limit."""
+    """One run by srun from start to end, and one by sbatch that gets Slurm's signal before the time limit."""
     unbroken, work_dir = tmp_path / 'srun', tmp_path / 'sbatch'
     output = run(
         # These ranks make all their imports themselves.

@@ -51,7 +51,7 @@ def test_evaluates_dumps_and_draws(run_tool, trained, tmp_path):
 
 @pytest.mark.slow
 def test_test_time_augmentation_of_boxes(run_tool, trained, tmp_path):
-    """MMDetection merges boxes only: the detector is tested without its masks."""
+    """MMDetection merges only boxes, so the detector is tested without its masks."""
     options = ['test_evaluator.metric=bbox', 'model.roi_head.mask_head=None', 'model.roi_head.mask_roi_extractor=None']
     checkpoint = torch.load(trained / 'epoch_2.pth')
     state = {key: value for key, value in checkpoint['state_dict'].items() if 'mask_head' not in key}
@@ -136,7 +136,7 @@ def test_bad_input_ends_before_any_work(run_tool, tmp_path, tool, args, words):
 
 
 def _with_work_dir(args, work_dir):
-    # --cfg-options takes all that follows.
+    # --cfg-options takes all arguments after it.
     return [f'work_dir={work_dir}'] if '--cfg-options' in args else ['--work-dir', work_dir]
 
 

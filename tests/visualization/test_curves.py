@@ -46,7 +46,7 @@ def summary(work_dir, config):
 @pytest.mark.parametrize('epoch', [None, 1])  # log_processor.by_epoch false and true
 @pytest.mark.parametrize('has_config', [True, False])
 def test_by_iterations(tmp_path, epoch, has_config):
-    """MMEngine logs each validation as of epoch 0."""
+    """MMEngine logs each validation with epoch 0."""
     config = iterations(20, 50)
     records = [train(10, epoch), train(20, epoch), validate(0, 0.3), train(30, epoch), train(40, epoch)]
     records += [validate(0, 0.4), train(50, epoch), validate(0, 0.2)]
@@ -66,7 +66,7 @@ def test_by_iterations(tmp_path, epoch, has_config):
 
 
 def test_validations_between_logged_iterations(tmp_path):
-    """The training is logged every 50 iterations; a run is resumed from the 60th, after it had reached the 100th."""
+    """The training is logged every 50 iterations. A run is resumed from the 60th, after it had reached the 100th."""
     config = iterations(30, 130)
     records = [validate(0, 0.1), train(50), validate(0, 0.2), validate(0, 0.3), train(100)]
     write_run(tmp_path, '1', records, config)
@@ -94,7 +94,7 @@ def test_validations_logged_by_iteration(tmp_path):
 @pytest.mark.parametrize('has_config', [True, False])
 @pytest.mark.parametrize('by_epoch', [True, False])
 def test_by_epochs(tmp_path, by_epoch, has_config):
-    """Also where `log_processor.by_epoch` is false; a resumed run repeats the second epoch."""
+    """Also if `log_processor.by_epoch` is false. A resumed run repeats the second epoch."""
     config = epochs(3) if has_config else None
     first = [*(train(8 * e, e if by_epoch else None) for e in (1,)), validate(1, 0.1)]
     write_run(tmp_path, '1', [*first, train(16, 2 if by_epoch else None), validate(2, 0.9)], config)

@@ -1,4 +1,4 @@
-"""Truth and predictions drawn on images of all kinds, and what is said where they do not fit."""
+"""Ground truth and predictions on images of all kinds, and the messages if they do not fit."""
 
 import json
 import pickle
@@ -17,7 +17,7 @@ from mmgrc.visualization.predictions import class_colours, read_predictions, rea
 
 CLASSES, PALETTE = ('cat', 'dog'), [(0, 0, 255), (0, 255, 0)]
 SQUARE = [20, 10, 30, 25]
-"""Left, top, width and height of what is on each image."""
+"""Left, top, width and height of the object on each image."""
 
 
 def rle(mask):
@@ -26,7 +26,7 @@ def rle(mask):
 
 @pytest.fixture
 def write_set(tmp_path):
-    """Write a data set of one grey square on each image; give its truth and predictions equal to it."""
+    """Write a data set with one grey square on each image. Return its ground truth and equal predictions."""
 
     def write(sizes, **changes):
         x, y, w, h = SQUARE
@@ -78,17 +78,17 @@ def halves(picture):
 
 
 def count_grey(panel):
-    """Pixels of the square that no mask lies on."""
+    """Pixels of the square without a mask."""
     return int(((panel.max(axis=2) - panel.min(axis=2) < 4) & (abs(panel[..., 0] - 128) < 4)).sum())
 
 
 def count_blue(panel):
-    """Pixels of the square with a mask of the first class on it."""
+    """Pixels of the square with a mask of the first class."""
     return int((abs(panel - [172, 83, 83]) < 6).all(axis=2).sum())
 
 
 def test_masks_lie_on_an_image_turned_by_its_camera(write_set, tmp_path):
-    """The file has the picture lying; loader, annotations and predictions are of the upright one."""
+    """The file stores the picture rotated. Loader, annotations and predictions use the upright one."""
     truth, predictions = write_set([(96, 64)])
     upright = Image.open(predictions[0]['img_path'])
     exif = Image.Exif()
@@ -98,14 +98,14 @@ def test_masks_lie_on_an_image_turned_by_its_camera(write_set, tmp_path):
     notes, picture = draw(truth, predictions, tmp_path)
     assert notes == []
     left, right = halves(picture)
-    # Of the name's background and the outline, some is over the square.
+    # Part of the name's background and of the outline is over the square.
     assert count_blue(left) > 5000
     assert abs(count_blue(left) - count_blue(right)) < 0.1 * count_blue(left)
     assert count_grey(picture) < 100
 
 
 def test_annotations_of_the_lying_image(write_set, tmp_path):
-    """Width and height are swapped in the file: polygons fit nevertheless, run lengths do not, and it is said."""
+    """Width and height are swapped in the file. Polygons still fit, run lengths do not, and a message says so."""
     truth, predictions = write_set([(96, 64)])
     record = truth.imgs[1]
     record['width'], record['height'] = record['height'], record['width']

@@ -1,4 +1,4 @@
-"""Layers are named alike, whatever the backbone."""
+"""Layers have the same names, whatever the backbone."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The views of the memory add up to what the layer gives."""
+"""The views of the memory add up to the output of the layer."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def model(trained):
 
 
 def test_contributions_add_up(model, shapes):
-    """Self-attention's part, the memory's and the convolution's are the layer's output."""
+    """The parts of self-attention, memory and convolution add up to the layer's output."""
     image = read_image(shapes / 'val' / '000001.png')
     kept = {}
 
@@ -58,7 +58,7 @@ def test_padding_is_left_out_and_nothing_changes(model, tmp_path):
 
 
 def test_attention_is_the_one_of_the_forward():
-    """The map, applied to the values, is what the fused kernel gives."""
+    """The map, applied to the values, equals the output of the fused kernel."""
     torch.manual_seed(0)
     attention = GRC(embed_dims=16, num_heads=2, cache_size=(4, 6), sr_ratio=2).mem_attn
     for parameter in attention.parameters():

@@ -1,4 +1,4 @@
-"""σ(λ) of checkpoints, read back as it was written."""
+"""σ(λ) read from checkpoints equals what was written."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -45,7 +45,7 @@ def test_a_name_for_each(checkpoint, tmp_path):
 
 def test_files_without_a_memory(tmp_path):
     torch.save({'state_dict': {'neck.weight': torch.zeros(1)}}, tmp_path / 'stock.pth')
-    with pytest.raises(ValueError, match='it is of a model without a memory'):
+    with pytest.raises(ValueError, match='it belongs to a model without a memory'):
         read_lambda(tmp_path / 'stock.pth')
     with pytest.raises(FileNotFoundError, match='there is no checkpoint'):
         read_lambda(tmp_path / 'nothing.pth')

@@ -1,4 +1,4 @@
-"""The report of a run: what stands in it, and how a browser shows it."""
+"""The report of a run: its content, and how a browser shows it."""
 
 import base64
 import html
@@ -31,7 +31,7 @@ FLAGS = [
 
 @pytest.fixture(scope='module')
 def report(run_tool, trained, tmp_path_factory):
-    """The page that the tool writes, with predictions beside the run."""
+    """The page that the tool writes, with predictions in the work dir."""
     folder = tmp_path_factory.mktemp('report')
     work_dir = folder / 'run'
     shutil.copytree(trained, work_dir)
@@ -39,7 +39,7 @@ def report(run_tool, trained, tmp_path_factory):
     out = work_dir / 'predictions.pkl'
     run_tool('test', config, checkpoint, '--work-dir', folder / 'test', '--out', out, check=True)
     result = run_tool('report', work_dir, check=True)
-    # Of the evaluation nothing.
+    # Nothing about the evaluation.
     assert result.stdout == f'{work_dir / "report.html"} is written\n'
     return work_dir / 'report.html'
 
@@ -73,7 +73,7 @@ def test_stands_alone(report):
     assert page.headings == [
         *('Summary', 'Curves', 'Memory', 'AP of each class', 'Examples', 'Environment', 'Config'),
     ]
-    # Nothing is fetched: all that is linked is in the page.
+    # Nothing is loaded from elsewhere.
     assert all(link.startswith('data:image/') for link in page.links)
     assert len(page.images) == 2 + 4 + 1 + 4
     for image in page.images:
@@ -105,7 +105,7 @@ def test_monitor_is_read_back(trained):
 
 
 def test_ap_of_classes_is_the_coco_apis(report, shapes):
-    """Detections equal to the truth but for the squares, half of which are missing."""
+    """Detections equal to the ground truth, except that half of the squares are missing."""
     config = Config.fromfile(report.parent / 'mask_rcnn_grc_pvt.py')
     predictions = load(report.parent / 'predictions.pkl')
     truth = COCO(str(shapes / 'annotations' / 'instances_val.json'))
@@ -168,7 +168,7 @@ def test_predictions_of_another_data_set(report, tmp_path):
 
 
 def test_what_of_the_predictions_can_be_shown(report, tmp_path):
-    """Images that are gone, masks that do not fit, no detections: the rest is in the report."""
+    """With missing images, masks that do not fit, or no detections, the report has the rest."""
     predictions = load(report.parent / 'predictions.pkl')
     found = predictions[1]['pred_instances']
     predictions[0]['img_path'] = '/nowhere/000001.png'
@@ -223,7 +223,7 @@ def test_draw_predictions_of_bad_input(run_tool, report, tmp_path):
     assert result.returncode == 0
     assert 'left out: /nowhere/1.png cannot be read: No such file or directory' in result.stdout
     assert out.is_file()
-    # Not the predictions, by a slip.
+    # Not the predictions, by mistake.
     result = run_tool('draw_predictions', config, config, '--out', out)
     assert result.returncode == 1
     assert 'is not what tools/test.py --out writes' in result.stderr
@@ -234,7 +234,7 @@ def test_draw_predictions_of_bad_input(run_tool, report, tmp_path):
 @pytest.mark.skipif(CHROMIUM is None, reason='no Chromium is installed (Debian: apt-get install chromium)')
 @pytest.mark.parametrize('width', [390, 1200])
 def test_fits_its_window(report, tmp_path, width):
-    """On a phone too: nothing is wider than the window, each picture is shown."""
+    """On a phone too, nothing is wider than the window, and each picture is shown."""
     page = html.escape(report.read_text(), quote=True)
     (tmp_path / 'frame.html').write_text(
         f'<body style="margin:0"><iframe id="frame" style="border:0;width:{width}px;height:2400px" srcdoc="{page}">'

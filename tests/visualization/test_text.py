@@ -1,4 +1,4 @@
-"""Names as users write them, in pictures."""
+"""User-given names in figures."""
 
 import warnings
 
@@ -16,13 +16,13 @@ from mmgrc.visualization.layers import Layer
 from mmgrc.visualization.mix import draw_lambda
 from mmgrc.visualization.text import write_plainly
 
-# Of Unicode's private use: no font of any machine has them.
+# From Unicode's private use area: no font has them.
 FIRST, SECOND, THIRD = '\ue9a1', '\ue9a2', '\ue9a3'
 
 
 @pytest.fixture
 def fonts(tmp_path, monkeypatch):
-    """Make fonts of given characters, which a machine then has."""
+    """Create and register fonts with given characters."""
     monkeypatch.setattr(fontManager, 'ttflist', list(fontManager.ttflist))
     monkeypatch.setattr(text, '_reported', set())
 
@@ -88,7 +88,7 @@ def test_nothing_is_a_formula(name, said):
 
 
 def test_panels_of_a_callers_figure():
-    """What draws on an axis of the caller leaves text that the caller can draw."""
+    """Functions that draw on an axis of the caller leave text that the caller can draw."""
     figure = Figure()
     draw_lambda(figure.subplots(), {Layer(0, 0): np.array([0.2, 0.4])}, '$1_$5')
     draw_metrics(figure.add_subplot(), {1: {'epoch': 1, 'a/$x_$': 0.1}})
@@ -102,7 +102,7 @@ def test_fonts_that_have_the_characters_are_added(fonts, said):
     assert axis.get_title() == f'a{FIRST}{THIRD}'
     assert set(axis.title.get_fontfamily()[1:]) == {'One Sans', 'Other Sans'}
     assert said == []
-    # The fewest that do.
+    # As few as possible.
     fonts('Whole Sans', FIRST + SECOND + THIRD)
     assert draw(f'{FIRST}{THIRD}').title.get_fontfamily()[1:] == ['Whole Sans']
     assert draw('plain').title.get_fontfamily() == ['sans-serif']
@@ -136,7 +136,7 @@ def test_packages_for_scripts(character, package):
 
 
 def test_invisible_characters(fonts, said, monkeypatch):
-    """What is in no font but draws nothing leaves no box, and is not reported."""
+    """Invisible characters that no font has leave no box, and are not reported."""
     assert draw('a\tb\x00c\ud800').get_title() == 'a b c '
     assert draw('two\nlines').get_title() == 'two\nlines'
     monkeypatch.setattr(text, '_covered', lambda path, characters: {c for c in characters if c.isascii()})

@@ -2,13 +2,13 @@
 # Start a Slurm of one machine for tests: munged, slurmctld and slurmd, without systemd and without root's files.
 #   tests/helpers/slurm/start.sh FOLDER [CPUS]
 #
-# All state is below FOLDER, which must be readable for all up to the root (munge asks for it); daemons listen on 127.0.0.1
-# alone. Set SLURM_CONF=FOLDER/slurm.conf afterwards. tests/helpers/slurm/stop.sh FOLDER ends it.
+# All state is below FOLDER, which everyone must be able to read, up to the root (munge requires it). The daemons listen
+# only on 127.0.0.1. Set SLURM_CONF=FOLDER/slurm.conf afterwards. tests/helpers/slurm/stop.sh FOLDER stops it.
 set -euo pipefail
 folder=${1:?usage: tests/helpers/slurm/start.sh FOLDER [CPUS]}
 cpus=${2:-2}
 host=$(hostname -s)
-# Free ports, for a Slurm of the machine may have the usual ones.
+# Free ports, since another Slurm on the machine may use the usual ones.
 read -ra ports < <(python3 - << 'PY'
 import socket
 
@@ -37,8 +37,8 @@ munged --key-file="$folder/munge/munge.key" --socket="$folder/munge/munge.socket
 wait_for 5 munge -S "$folder/munge/munge.socket" -n -o /dev/null
 
 user=$(id -un)
-# CPUs are claimed, not counted: two tasks run on one core as well. A requeued job may start when its credential is
-# outdated (cred_expire; 2 minutes by default).
+# The number of CPUs is declared, not detected, so two tasks also run on one core. A requeued job may start only when its
+# credential has expired (cred_expire; 2 minutes by default).
 cat > "$folder/slurm.conf" << CONF
 ClusterName=mmgrc_test
 SlurmctldHost=$host(127.0.0.1)

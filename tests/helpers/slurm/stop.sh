@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# End what tests/helpers/slurm/start.sh started below FOLDER: jobs first, then each daemon by its own pid file.
+# Stop what tests/helpers/slurm/start.sh started below FOLDER: jobs first, then each daemon by its own pid file.
 #   tests/helpers/slurm/stop.sh FOLDER
 set -uo pipefail
 folder=${1:?usage: tests/helpers/slurm/stop.sh FOLDER}
 export SLURM_CONF=$folder/slurm.conf
 
-stop() { # stop NAME: only where the pid in its file is still a program of that name
+stop() { # stop NAME: only if the pid in its file is still a program of that name
     local pid exe
     [[ -s $folder/run/$1.pid ]] || return 0
     pid=$(< "$folder/run/$1.pid")

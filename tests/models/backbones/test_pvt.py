@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from mmgrc.models.grc import GRC
 
 NAME = 'GRCPyramidVisionTransformer'
-# Two blocks in the first stage and narrow ones: every kind of layer, in little time.
+# Narrow, with two blocks in the first stage: every kind of layer, in little time.
 SMALL = {'embed_dims': 16, 'num_layers': [2, 1, 1, 1], 'pretrain_img_size': 64, 'mlp_ratios': [2, 2, 2, 2]}
 
 
@@ -108,7 +108,7 @@ def test_default_caches_are_the_stages_grids():
 )
 def test_parameters_are_those_of_the_published_module(num_layers, mlp_ratios, published):
     backbone = MODELS.build({'type': NAME, 'num_layers': num_layers, 'mlp_ratios': mlp_ratios})
-    # The classifier has besides: 1000 classes, the last norm, the class token and its position.
+    # The classifier also has 1000 classes, the last norm, the class token and its position.
     classifier = 1000 * 512 + 1000 + 2 * 512 + 2 * 512
     total = sum(parameter.numel() for parameter in backbone.parameters()) + classifier
     assert round(total / 1e6, 2) == published

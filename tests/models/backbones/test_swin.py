@@ -119,7 +119,7 @@ def test_frozen_stages_keep_their_caches():
 
 
 def original_swin(state):
-    """The original's names, merging order of patches, and the buffers that it saves."""
+    """The original's names, its merging order of patches, and its buffers."""
     out = {}
     for key, value in state.items():
         key = (

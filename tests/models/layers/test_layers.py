@@ -1,4 +1,4 @@
-"""What the attention and feed-forward layers owe to those who look into a model, and dropout beside a memory."""
+"""Attention and feed-forward layers: hooks on them, layout of gradients, and dropout with a memory."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ SIZE = (160, 128)
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('options', [{}, {'grc': {'stages': ()}}])
 def test_forward_hooks_keep_what_they_saw(family, training, options):
-    """As features are taken from a layer: nothing that a module returned is changed later."""
+    """Features can be recorded with hooks: the output of a module is never changed later."""
     backbone = build(family, **options).train(training)
     kept = []
 
@@ -51,7 +51,7 @@ def test_backward_hooks_may_be_everywhere(family, with_cp):
 
 @family
 def test_gradients_of_tokens_lie_as_the_tokens_do(family):
-    """What follows a stage sees a map. In its layout each sum of gradients would take twice as long."""
+    """The layers after a stage read a map. In its layout each sum of gradients would take twice as long."""
     backbone = build(family)
     strides = set()
     for name, module in backbone.named_modules():
@@ -83,7 +83,7 @@ def test_dropped_paths_are_those_of_the_stock_backbone(family):
 
 @pytest.mark.parametrize('family', ['pvt', 'swin'])
 def test_dropout_acts_on_the_projected_tokens(family):
-    """With all of them dropped the convolution is left, and the summary is of zeros."""
+    """If everything is dropped, only the convolution remains, and the summary is zero."""
     backbone = build(family, drop_rate=1.0)
     name, branch = next(iter(backbone.grc_layers().items()))
     layer = backbone.get_submodule(name.removesuffix('.grc'))
@@ -91,7 +91,7 @@ def test_dropout_acts_on_the_projected_tokens(family):
     branch.cache.normal_()
     hw, x = (6, 10), torch.randn(2, 60, 8)
     resampling = make_resampling(torch.tensor([(6.0, 10.0)] * 2), hw, hw, branch.cache_size)
-    out, proposal = layer(x, hw, torch.zeros_like(x), branch.cache.clone(), resampling)
+    out, new_cache = layer(x, hw, torch.zeros_like(x), branch.cache.clone(), resampling)
     grid = x.unflatten(1, hw).permute(0, 3, 1, 2)
     expected = conv2d(grid, branch.pos_conv.weight, branch.pos_conv.bias, padding=1, groups=branch.pos_conv.groups)
     torch.testing.assert_close(out, expected.flatten(2).transpose(1, 2))
@@ -99,4 +99,4 @@ def test_dropout_acts_on_the_projected_tokens(family):
     update, reset = (torch.sigmoid(gate(gates)) for gate in (branch.update_gate, branch.reset_gate))
     candidate = branch.candidate(torch.cat([reset * branch.cache, torch.zeros_like(branch.cache)], dim=2))
     candidate = branch.candidate_norm(torch.nn.functional.gelu(candidate))
-    torch.testing.assert_close(proposal, update * candidate + (1 - update) * branch.cache)
+    torch.testing.assert_close(new_cache, update * candidate + (1 - update) * branch.cache)

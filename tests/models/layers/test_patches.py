@@ -11,7 +11,7 @@ from mmgrc.models.ops.convolution import convolve_patches
 
 
 def assert_same_gradients(inputs, grad, *runs):
-    """Runs (function, modules) of one input: outputs and gradients, the last of them in float64."""
+    """Run each (function, modules) on one input, the last in float64, and return outputs and gradients."""
     results = []
     for number, (function, module) in enumerate(runs):
         dtype = torch.float64 if number == len(runs) - 1 else torch.float32
@@ -40,7 +40,7 @@ def assert_same_gradients(inputs, grad, *runs):
     ],
 )
 def test_equals_convolution(size, options, bias, last):
-    """Of a map that lies in memory as tokens or as an image; a map that is too small is padded first."""
+    """For a map in the layout of tokens or of an image. A map that is too small is padded first."""
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 10, bias=bias, **options)
     x = torch.randn(2, 6, *size)

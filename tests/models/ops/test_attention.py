@@ -1,4 +1,4 @@
-"""The fused kernel in parts: the same attention and gradients, with work for every thread."""
+"""The fused kernel in parts: the same attention and gradients, on every thread."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def threads():
 @pytest.mark.parametrize('number', [1, 2, 3])
 @pytest.mark.parametrize(('batch', 'heads', 'length'), [(1, 1, 60), (2, 1, 60), (1, 5, 60), (3, 2, 7), (1, 1, 1)])
 def test_equals_pytorch(threads, batch, heads, length, number, masked_out):
-    """Heads side by side, as layers have them; against one call in float64. A dropout of 1 leaves zeros."""
+    """Heads in the layers' layout, against one call in float64. A dropout of 1 leaves zeros."""
     threads(number)
     torch.manual_seed(0)
     x, grad = torch.randn(batch, length, heads, 8), torch.randn(batch, heads, length, 8)

@@ -11,7 +11,7 @@ from mmgrc.models.ops.chunks import in_chunks
 
 @pytest.fixture(autouse=True, params=['fast-onednn', 'fast-mkl'])
 def mode(request):
-    """Both matrix products, whatever this machine prefers."""
+    """Both matrix products, whatever is faster on this machine."""
     with use_ops(request.param):
         yield request.param
 
@@ -19,7 +19,7 @@ def mode(request):
 @pytest.mark.parametrize('recompute', [True, False])
 @pytest.mark.parametrize('shape', [(2, 5000, 6), (1, 2500, 6), (2, 60, 49, 6), (2, 100, 6)])
 def test_equals_the_function(shape, recompute):
-    """Two token tensors, a context of each image, weights outside; against one call in float64."""
+    """Two token tensors, a context for each image, and weights from outside, against one call in float64."""
     torch.manual_seed(0)
     layer = nn.Linear(6, 64)
     x, y, shift = torch.randn(shape), torch.randn(shape), torch.randn(shape[0], 64)
@@ -35,7 +35,7 @@ def test_equals_the_function(shape, recompute):
         layer.zero_grad()
         leaves = [tensor.detach().to(dtype).clone().requires_grad_() for tensor in (x, y, shift)]
         calls.clear()
-        # The width makes chunks of the smallest size, whatever the number of threads.
+        # This width gives chunks of the smallest size, whatever the number of threads.
         out = (
             in_chunks(function, leaves[:2], leaves[2:], width=2**19, recompute=recompute)
             if chunked
@@ -62,16 +62,16 @@ def test_dropout_is_the_same_in_the_backward_pass():
 
 @pytest.mark.parametrize('recompute', [True, False])
 def test_stores_no_wide_map(recompute, mode):
-    """What the graph keeps: the tokens; or the map that ``then`` begins with, but none of its own."""
+    """The graph stores the tokens, or also the map that ``then`` begins with, but none of its inner maps."""
     least, most = (20000 * 8,) * 2 if mode == 'fast-onednn' and recompute else (20000 * 128, 20000 * (8 + 128))
     x, weight = torch.randn(1, 20000, 8, requires_grad=True), torch.randn(128, 8, requires_grad=True)
-    held = {}
+    stored = {}
 
-    def hold(tensor):
-        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
+    def store(tensor):
+        stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(store, lambda tensor: tensor):
         out = in_chunks(
             lambda chunk: F.linear(chunk, weight),
             [x],
@@ -79,7 +79,7 @@ def test_stores_no_wide_map(recompute, mode):
             then=lambda wide: F.gelu(wide).square().sum(2, keepdim=True),
             recompute=recompute,
         )
-    assert least <= sum(held.values()) <= most + weight.numel()
+    assert least <= sum(stored.values()) <= most + weight.numel()
     out.sum().backward()
     exact = x.detach().double().requires_grad_()
     F.gelu(F.linear(exact, weight.double())).square().sum().backward()

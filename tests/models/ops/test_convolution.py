@@ -1,4 +1,4 @@
-"""Tokens convolved in pairs of channels equal PyTorch's grouped convolution, forward and gradients."""
+"""The convolution in pairs of channels equals PyTorch's grouped convolution, forward and gradients."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_equals_pytorch(batch, rows, cols, groups, bias):
 
 
 def test_which_kernel_runs():
-    """The one for depthwise layers for pairs in float32; the layer itself for all else."""
+    """Pairs in float32 use the depthwise kernel. Everything else uses the layer itself."""
 
     def weights(conv, x):
         with torch.profiler.profile(record_shapes=True) as profile:

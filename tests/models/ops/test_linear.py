@@ -1,4 +1,4 @@
-"""The linear layer equals PyTorch's, forward and gradients, where it is a convolution and where it is not."""
+"""The linear layer equals PyTorch's, forward and gradients, as a convolution or not."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from mmgrc.models.ops.linear import linear
 
 @pytest.fixture(autouse=True, params=['fast-onednn', 'fast-mkl'])
 def mode(request):
-    """Both matrix products, whatever this machine prefers."""
+    """Both matrix products, whatever is faster on this machine."""
     with use_ops(request.param):
         yield request.param
 
@@ -32,7 +32,7 @@ def test_equals_pytorch(shape, bias):
 
 
 def test_which_kernel_runs(mode):
-    """A convolution for many rows of float32 on a CPU where that is faster; the plain layer for all else."""
+    """A convolution for many rows of float32 on a CPU where that is faster. Otherwise the plain layer."""
 
     def operators(x, weight):
         with torch.profiler.profile() as profile:

@@ -1,4 +1,4 @@
-"""Each layer that has a fast form: plain = fast = MMDetection's layer, with the memory written out, and gradients."""
+"""For each layer with a fast form: plain = fast = MMDetection's layer with a transcribed memory, gradients too."""
 
 import copy
 
@@ -25,7 +25,7 @@ EXTENTS = [(40, 30), (31, 22.5)]
 
 
 class Memory:
-    """An attention layer with a memory, and the same written out on MMDetection's layer."""
+    """An attention layer with a memory, and MMDetection's layer with the transcribed memory."""
 
     def __init__(self, ours, stock, variant, **options):
         grc = FoldedGRC(DIMS, HEADS, (4, 6), variant=variant, **options)
@@ -150,17 +150,17 @@ def test_plain_equals_fast_equals_the_independent_form(name, training, dtype):
 
 
 def outputs_and_gradients(function, x, parameters):
-    """What a function of tokens returns, and the gradients of its first output, all in float64."""
+    """The outputs of a function of tokens, and the gradients of its first output, all in float64."""
     x.requires_grad_()
     outs = function(x)
     weights = torch.randn(outs[0].shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(x.dtype)
-    # The paper's variant does not run its gates in evaluation: they have no gradient there.
+    # The paper's variant does not use its gates in evaluation, so they have no gradient there.
     grads = torch.autograd.grad((outs[0] * weights).sum(), [x, *parameters], allow_unused=True, materialize_grads=True)
     return [tensor.detach().double() for tensor in (*outs, *grads)]
 
 
 def test_dropped_paths_are_the_same_in_each_mode():
-    """A residual sum with a path dropped for some images, against the sum written out."""
+    """A residual sum with a path dropped for some images, against the explicit sum."""
     identity, out, drop = torch.randn(8, 5, 4), torch.randn(8, 5, 4), DropPath(0.5)
     results = []
     for mode in MODES:

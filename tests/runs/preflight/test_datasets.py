@@ -1,4 +1,4 @@
-"""What MMDetection would leave out, rename or stumble over is said before a run; what it trains with passes."""
+"""Data that MMDetection would leave out, rename or fail on is reported before a run. Valid data passes."""
 
 import json
 from pathlib import Path
@@ -69,7 +69,7 @@ def wrong_mask_size(content):
             'segmentation of annotation 2 is [1, 2',
         ),
         (lambda c: c['annotations'][1].update(segmentation=[['a'] * 6]), 'It must be a list of polygons'),
-        (wrong_mask_size, 'the mask of annotation 1 is of 96 rows and 64 columns, its image of 64 and 96'),
+        (wrong_mask_size, 'the mask of annotation 1 has 96 rows and 64 columns, its image has 64 and 96'),
         (lambda c: c['images'][3].update(file_name='gone.png'), '1 of the 16 images of'),
     ],
 )
@@ -83,7 +83,7 @@ def test_data_that_cannot_be_trained_on(config, edit, change, words):
 
 @pytest.mark.parametrize('content', [b'{"images": [', b'\xef\xbb\xbf{}', b'\xff\xfe'])
 def test_file_that_is_no_json(config, data, content):
-    """The second has a byte order mark, at which the COCO API ends too."""
+    """The second has a byte order mark, on which the COCO API fails too."""
     (data / 'annotations' / 'instances_val.json').write_bytes(content)
     with pytest.raises(InputError, match=r'instances_val.json is not JSON: .*truncated'):
         read(config)
@@ -99,7 +99,7 @@ def test_every_kind_of_annotation_that_is_left_out(config, edit, said):
         content['annotations'][5]['bbox'] = [-20, 3, 10, 10]
         content['annotations'][6]['category_id'] = 77
         content['annotations'][7]['category_id'] = '1'
-        # As the annotator meant it.
+        # As the annotator intended.
         content['annotations'][8]['ignore'] = 1
 
     total = len(edit(change)['annotations'])
@@ -115,7 +115,7 @@ def test_every_kind_of_annotation_that_is_left_out(config, edit, said):
         '2 with a category_id that no category has (annotation 7, 8)',
     ):
         assert kind in message
-    # The one of few points is dropped when it is loaded.
+    # The polygon with few points is dropped when it is loaded.
     assert sum(len(info['instances']) for info in dataset.load_data_list()) == total - 8
 
 
@@ -132,7 +132,7 @@ def test_reader_that_drops_for_a_reason_of_its_own(config, edit, said, monkeypat
     content = edit(lambda c: None)
     lost = [a['id'] for a in content['annotations'] if a['category_id'] == content['categories'][2]['id']]
     read(config, LOADERS[:1])
-    # Masks are loaded: only a count that differs asks the reader for each.
+    # Masks are loaded: only if the count differs is the reader called for each annotation.
     assert f"{len(lost)} that MMDetection's reader does not take (annotation {lost[0]}" in said[0]
 
 
@@ -153,7 +153,7 @@ def test_classes_in_another_order_than_in_the_file(config, said):
     for words in ('in another order than the classes', "label 0 is 'circle' in the file and 'triangle' in the"):
         assert words in said[0]
     assert "classes=('circle', 'square', 'triangle')" in said[0]
-    # What was said is so.
+    # The message is right.
     content = json.loads(Path(dataset.ann_file).read_text())
     names = {category['id']: category['name'] for category in content['categories']}
     first = next(info for info in dataset.load_data_list() if info['instances'])
@@ -231,7 +231,7 @@ def test_heads_of_fewer_classes_than_the_data(config):
 
 
 def turn(data, split, edit, orientation):
-    """Store the images lying, with the order to turn them; the file says what is stored."""
+    """Store the images rotated, with an EXIF orientation. The file states the stored size."""
 
     def change(content):
         for entry in content['images']:
@@ -249,7 +249,7 @@ def turn(data, split, edit, orientation):
 @pytest.mark.parametrize(('orientation', 'differs'), [(6, True), (5, True), (1, False), (3, False)])
 def test_images_turned_by_exif(config, data, edit, said, orientation, differs):
     turn(data, 'val', edit, orientation)
-    # Truth of boxes in a lying image may be outside of it: only the images are looked at here.
+    # Boxes may be outside a rotated image. Only the images are checked here.
     read(config, ('val_dataloader',))
     assert any('have another size than the file says' in message for message in said) == differs
     if differs:
@@ -271,7 +271,7 @@ def test_images_that_cannot_be_decoded(config, data):
     images[1].write_bytes(b'')
     with pytest.raises(InputError, match=rf'2 images of .* cannot be decoded: .*{images[0].name}, .*{images[1].name}'):
         read(config)
-    # A config that is told to go on does.
+    # A config that tolerates them continues.
     config.train_dataloader.dataset.pipeline[0].ignore_empty = True
     read(config)
 
@@ -296,7 +296,7 @@ def test_images_without_objects_beside_others(config, data, edit, said):
     dataset = read(config)['train_dataloader']
     assert len(dataset) == len(DATASETS.build(config.train_dataloader.dataset))
     assert not said
-    # Alone they are nothing to learn from, whatever stands around them.
+    # Alone they give nothing to learn, whatever wrappers they have.
     config.train_dataloader.dataset = {'type': 'RepeatDataset', 'times': 2, 'dataset': two}
     with pytest.raises(InputError, match=r'is empty: .*background.json has no usable annotation'):
         read(config)
@@ -309,7 +309,7 @@ def test_set_without_annotations_for_a_test(config, edit, said):
 
 
 def test_unlabelled_images_beside_others(config, data, edit, said):
-    """As MMDetection's semi-supervised recipes have them: a file without annotations, in training."""
+    """As in MMDetection's semi-supervised recipes: a file without annotations, in training."""
     content = edit(lambda c: None)
     content.pop('annotations')
     (data / 'annotations' / 'unlabelled.json').write_text(json.dumps(content))
@@ -322,7 +322,7 @@ def test_unlabelled_images_beside_others(config, data, edit, said):
 
 @DATASETS.register_module()
 class OwnReader(CocoDataset):
-    """A data set of a plug-in, whose file is in no format that we know."""
+    """A data set of a plug-in, with a file in an unknown format."""
 
     def load_data_list(self):
         raise AssertionError('it is read by the run alone')

@@ -1,4 +1,4 @@
-"""An evaluator that would end a run after its first epoch ends it before it starts."""
+"""An evaluator that would end a run after its first epoch is reported before the run."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_file_that_ends_an_evaluation(config, edit, change, words):
 
 
 def test_file_that_ends_an_evaluation_of_joined_sets(config, edit):
-    """Wrappers around the data set, or a reader of its own, hide nothing of the evaluator's file."""
+    """Wrappers around the data set, or a custom reader, do not hide the evaluator's file."""
     config.val_dataloader.dataset = {'type': 'ConcatDataset', 'datasets': [config.val_dataloader.dataset]}
     check(config)
     edit(pop('iscrowd'), 'val')
@@ -125,7 +125,7 @@ def test_several_metrics(config, edit):
 
 
 def test_truth_from_the_data_set_itself(config, said):
-    """Without a file the metric takes what the loader gives."""
+    """Without a file the metric uses the loader's annotations."""
     config.val_evaluator.ann_file = None
     config.val_dataloader.dataset.pipeline[-1].meta_keys = (
         *config.val_dataloader.dataset.pipeline[-1].meta_keys,

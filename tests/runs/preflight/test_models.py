@@ -1,4 +1,4 @@
-"""Models, weights, optimizers and checkpoints with which a run cannot work end in one message before it starts."""
+"""Invalid models, weights, optimizers and checkpoints give one clear error before the run."""
 
 import argparse
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_explicit_checkpoint_that_is_damaged(config, checkpoint, tmp_path):
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
     with pytest.raises(InputError, match=r'epoch_1.pth cannot be read: .*is truncated or damaged'):
         check_resume(config, str(checkpoint), str(tmp_path))
-    # And where it is the only one of the work dir.
+    # Also if it is the only one in the work dir.
     with pytest.raises(InputError, match=r'no checkpoint in .* can be read. .*Remove them to start again'):
         check_resume(config, 'auto', str(tmp_path))
     checkpoint.unlink()
@@ -72,7 +72,7 @@ def test_work_dir_that_cannot_be_written_to(tmp_path):
     check_work_dir(str(tmp_path / 'a' / 'b'))
     assert not list((tmp_path / 'a' / 'b').iterdir())
     (tmp_path / 'file').write_text('')
-    # Neither can root write to these.
+    # Root cannot write to these either.
     for path in (tmp_path / 'file' / 'run', Path('/proc/run')):
         with pytest.raises(InputError, match=rf'the work dir {path} cannot be written to .*--work-dir'):
             check_work_dir(str(path))

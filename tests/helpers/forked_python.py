@@ -3,7 +3,7 @@
 The imports of PyTorch and MMDetection take most of the time of a short command. The process that forks is
 `python -m tests.helpers.forked_python SOCKET`. :data:`CLIENT` is the text of the program that stands in for `python`.
 It runs `tools/*.py` and `-c` in a fork, which gets its standard streams, folder, environment and signals; each ends
-with the other. Other commands get the real interpreter. mmgrc itself is imported by each fork, in the order of its tool.
+with the other. Other commands get the real interpreter. Each fork imports mmgrc itself, in the order of its tool.
 """
 
 import importlib

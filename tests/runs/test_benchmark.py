@@ -12,6 +12,7 @@ GRC = 'mmgrc::shapes/retinanet_grc_pvtv2.py'
 PLAIN = 'mmgrc::shapes/baselines/retinanet_pvtv2.py'
 
 
+@pytest.mark.slow
 def test_plain_backbone_counts_as_the_stock_one_which_materialises_its_attention():
     ours, stock = compare(PLAIN, 'stock', Options(size=(64, 96), runs=1))
     assert ours.parameters == stock.parameters
@@ -57,7 +58,12 @@ def test_whole_detector(run_tool, tmp_path):
     ('paths', 'options', 'message'),
     [
         (('mmgrc::nothing.py', 'stock'), {}, 'It has: mmgrc::baselines/mask_rcnn_pvt.py'),
-        (('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', 'stock'), {}, 'SwinTransformer has no stock class'),
+        pytest.param(
+            ('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', 'stock'),
+            {},
+            'SwinTransformer has no stock class',
+            marks=pytest.mark.slow,
+        ),
         ((GRC, PLAIN), {'size': (16, 64)}, 'at least 32 pixels'),
         ((GRC, PLAIN), {'runs': 0}, 'runs 0: give a number of at least 1'),
         ((GRC, PLAIN), {'dtype': 'fp8'}, "dtype 'fp8': allowed are fp32, fp16, bf16"),

@@ -1,7 +1,7 @@
 """GRC-attention ("Cached Transformers", arXiv 2312.12742) for MMDetection.
 
-Importing the package checks the installed stack, registers backbones and hooks with MMEngine, lets torch load
-MMEngine's checkpoints safely, and makes ``mmgrc::`` a prefix of base configs.
+Importing the package checks the installed stack, provides mmcv's ops where they are not compiled, registers backbones
+and hooks with MMEngine, lets torch load MMEngine's checkpoints safely, and makes ``mmgrc::`` a prefix of base configs.
 """
 
 import sys

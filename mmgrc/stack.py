@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import NamedTuple
 
 from packaging.version import Version
 
 __all__ = [
+    'COMPILE_MMCV',
     'REBUILD_MMCV',
     'REQUIREMENTS',
     'Requirement',
     'StackError',
     'check_stack',
+    'distribution_version',
     'installed_version',
+    'requirements',
     'version_problem',
 ]
 
@@ -26,6 +29,7 @@ class Requirement(NamedTuple):
     """A package with the versions that work."""
 
     package: str
+    """The name that it is imported by; several distributions may bring it."""
     tested: str
     """The version that the tests run with."""
     minimum: str
@@ -40,25 +44,53 @@ class Requirement(NamedTuple):
         return f'{self.minimum} or newer' + (f', below {self.below}' if self.below else '')
 
 
-_MMCV = 'pip install --no-build-isolation mmcv==2.1.0'
-REBUILD_MMCV = f'pip uninstall -y mmcv; pip cache remove mmcv; {_MMCV}'
+_COMPILED_MMCV = 'pip install --no-build-isolation mmcv==2.1.0'
+REBUILD_MMCV = f'pip uninstall -y mmcv; pip cache remove mmcv; {_COMPILED_MMCV}'
 """The command that compiles mmcv's ops anew, against the torch that is installed."""
+COMPILE_MMCV = f'pip uninstall -y mmcv-lite; pip install wheel ninja; {_COMPILED_MMCV}'
+"""The command that replaces mmcv-lite by mmcv with its ops, which needs a compiler: what ``make env-full`` does."""
 REQUIREMENTS = (
     Requirement('torch', '2.13.0', '2.1', None, 'pip install torch==2.13.0'),
     Requirement('mmengine', '0.10.7', '0.10.3', '1.0', 'pip install mmengine==0.10.7'),
-    Requirement('mmcv', '2.1.0', '2.0.0', '2.2.0', _MMCV),
+    Requirement('mmcv', '2.1.0', '2.0.0', '2.2.0', 'pip install mmcv-lite==2.1.0'),
     Requirement('mmdet', '3.3.0', '3.3.0', '4.0', 'pip install mmdet==3.3.0'),
     # mmengine reads its `mmdet::` base configs through pkg_resources, which setuptools 81 no longer has.
     Requirement('setuptools', '80.10.2', '60.0', '81', 'pip install "setuptools<81"'),
 )
+# The maintained fork has the import names of OpenMMLab's packages, and numbers its versions on its own.
+_FORK = {
+    'mmengine': Requirement('mmengine', '0.10.12', '0.10.12', '1.0', 'pip install onedl-mmengine==0.10.12'),
+    'mmcv': Requirement('mmcv', '2.3.6', '2.3.6', '3.0', 'pip install --no-build-isolation onedl-mmcv==2.3.6'),
+    'mmdet': Requirement('mmdet', '3.5.1', '3.5.1', '4.0', 'pip install onedl-mmdetection==3.5.1'),
+}
+# Looked up first, since to find the distribution of an import name takes half a second.
+_DISTRIBUTIONS = {
+    'mmengine': ('mmengine', 'onedl-mmengine'),
+    'mmcv': ('mmcv', 'mmcv-lite', 'onedl-mmcv'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+}
+
+
+def requirements() -> tuple[Requirement, ...]:
+    """:data:`REQUIREMENTS`, or those of the maintained fork where its mmdet is installed."""
+    fork = distribution_version('onedl-mmdetection') is not None and distribution_version('mmdet') is None
+    return tuple(_FORK.get(need.package, need) if fork else need for need in REQUIREMENTS)
+
+
+def distribution_version(distribution: str) -> str | None:
+    """The version of a distribution, as pip names it; None where it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def installed_version(package: str) -> str | None:
-    """The version of a package that is installed, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    """The version of the distribution that brings an import name; None where there is none."""
+    for distribution in _DISTRIBUTIONS.get(package, (package,)):
+        if found := distribution_version(distribution):
+            return found
+    return next((version(name) for name in packages_distributions().get(package, ())), None)
 
 
 def version_problem(need: Requirement, found: str | None) -> str | None:
@@ -71,16 +103,22 @@ def version_problem(need: Requirement, found: str | None) -> str | None:
 
 
 def check_stack() -> None:
-    """Check that every package of :data:`REQUIREMENTS` is there in a version that works, mmcv with its compiled ops.
+    """Check that all packages are there in versions that work, and that mmcv's ops can be imported.
+
+    Where mmcv has no compiled ops, those of :mod:`mmgrc.mmcv_ops` take their place.
 
     Raises:
-        StackError: One is not. The message names all that are wrong, and what to type.
+        StackError: A package is missing or of another version, or compiled ops do not fit the installed torch. The
+            message names all that is wrong, and what to type.
     """
     problems = []
-    for need in REQUIREMENTS:
+    for need in requirements():
         if problem := version_problem(need, installed_version(need.package)):
             problems.append(f'{problem}. Type: {need.remedy}')
     if not problems:
+        from .mmcv_ops import provide_ops
+
+        provide_ops()
         try:
             import mmcv.ops  # noqa: F401
         except ImportError as error:

@@ -21,8 +21,10 @@ from torch import nn
 
 from ..checkpoint import last_good_checkpoint, read_checkpoint
 from ..datasets.coco_file import first
+from ..mmcv_ops import missing_ops
 from ..models.cache import CachedBackbone
 from ..models.convert import checkpoint_state
+from ..stack import COMPILE_MMCV
 from .configs import BUILDER_ARGUMENTS, class_arguments, find_class
 from .datasets import dataset_configs, is_first_of_machine, registered_class
 from .error import PreflightError
@@ -138,14 +140,20 @@ def build_model(config: Config) -> nn.Module:
     """Build the model of a config, without its pre-trained weights.
 
     Raises:
-        PreflightError: The config asks for a model that cannot be built.
+        PreflightError: The config asks for a model that cannot be built, or for an op of mmcv that is not there.
     """
     init_default_scope(config.get('default_scope') or 'mmdet')
     try:
-        return MODELS.build(config.model)
+        model = MODELS.build(config.model)
     except Exception as error:
         # The registry wraps what a constructor raises, and puts its own words before it.
         raise PreflightError(f'the model of {config.filename} cannot be built: {error}') from error
+    for name, layer in missing_ops(model):
+        raise PreflightError(
+            f'model.{name} is a {type(layer).__name__}, whose op is not there without compiled mmcv. Type: make '
+            f'env-full (in an environment of your own: {COMPILE_MMCV})'
+        )
+    return model
 
 
 def check_optimizer(config: Config, model: nn.Module, amp: bool = False, auto_scale_lr: bool = False) -> OptimWrapper:

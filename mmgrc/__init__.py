@@ -1,8 +1,8 @@
 """GRC-attention ("Cached Transformers", arXiv 2312.12742) for PyTorch and MMDetection.
 
 The public names need torch alone. If MMDetection is installed, importing the package also checks the installed
-versions, registers backbones and hooks with MMEngine, lets torch load MMEngine's checkpoints safely, and makes
-``mmgrc::`` a prefix of base configs.
+versions, provides mmcv's ops if they are not compiled, registers backbones and hooks with MMEngine, lets torch load
+MMEngine's checkpoints safely, and makes ``mmgrc::`` a prefix of base configs.
 """
 
 import sys

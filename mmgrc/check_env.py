@@ -15,16 +15,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-
-from .env.versions import REBUILD_MMCV, REQUIREMENTS, installed_version, version_problem
+from .env.versions import (
+    COMPILE_MMCV,
+    REBUILD_MMCV,
+    distribution_version,
+    installed_version,
+    requirements,
+    version_problem,
+)
 from .version import __version__
 
 __all__ = ['Finding', 'check_environment', 'main']
 
 _BACKBONES = ('GRCPyramidVisionTransformer', 'GRCPyramidVisionTransformerV2', 'GRCSwinTransformer')
 _MODULES = {'cv2': 'opencv-python', 'pycocotools': 'pycocotools', 'matplotlib': 'matplotlib', 'numpy': 'numpy'}
+_OPS = {
+    'compiled': 'compiled',
+    'torchvision': "those of mmgrc, with torchvision's kernels",
+    'pytorch': "those of mmgrc, in PyTorch's operations",
+}
 _COCO_PARTS = ('annotations/instances_train2017.json', 'annotations/instances_val2017.json', 'train2017', 'val2017')
 
 
@@ -40,7 +49,7 @@ class Finding(NamedTuple):
 
 def _versions() -> Iterator[Finding]:
     yield Finding('Python', sys.version.split()[0])
-    for need in REQUIREMENTS:
+    for need in requirements():
         found = installed_version(need.package)
         problem = version_problem(need, found)
         if problem:
@@ -48,14 +57,14 @@ def _versions() -> Iterator[Finding]:
         else:
             tested = found.split('+')[0] == need.tested
             yield Finding(need.package, found if tested else f'{found} (tested with {need.tested})')
-    for other in ('mmcv-lite', 'mmcv-full'):
-        if found := installed_version(other):
-            yield Finding(
-                other,
-                found,
-                f'{other} has the import name of mmcv and hides it or is hidden',
-                f'pip uninstall -y {other} && {REBUILD_MMCV.replace("; ", " && ")}',
-            )
+    several = [name for name in ('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv') if distribution_version(name)]
+    if len(several) > 1:
+        yield Finding(
+            ', '.join(several),
+            'installed together',
+            'they share a folder, and each overwrites files of the others',
+            f'pip uninstall -y {" ".join(several)} && {next(n.remedy for n in requirements() if n.package == "mmcv")}',
+        )
 
 
 def _modules() -> Iterator[Finding]:
@@ -74,20 +83,25 @@ def _pkg_resources() -> Iterator[Finding]:
     try:
         importlib.import_module('pkg_resources')
     except ImportError as error:
-        remedy = next(need.remedy for need in REQUIREMENTS if need.package == 'setuptools')
+        remedy = next(need.remedy for need in requirements() if need.package == 'setuptools')
         yield Finding('base configs of mmdet', 'cannot be read', f'mmengine needs pkg_resources: {error}', remedy)
 
 
 def _ops(device: str) -> Iterator[Finding]:
     import torch
 
+    from .env.mmcv_ops import ops_in_use, provide_ops
+
     what = f'mmcv ops on {device}'
+    provide_ops()
     try:
         from mmcv.ops import get_compiling_cuda_version, nms, roi_align
     except ImportError as error:
-        # `undefined symbol`: compiled against another torch. `No module named mmcv._ext`: without ops.
+        # `undefined symbol`: compiled against another torch.
         yield Finding(what, 'cannot be loaded', f'they do not fit torch {torch.__version__}: {error}', REBUILD_MMCV)
         return
+    used = ops_in_use(device)
+    remedy = REBUILD_MMCV if used == 'compiled' else COMPILE_MMCV
     try:
         # The second box is inside the first, and the third is next to it.
         boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9.5], [20, 20, 30, 30]], device=device)
@@ -97,18 +111,20 @@ def _ops(device: str) -> Iterator[Finding]:
         rois = torch.tensor([[0, 2, 2, 6, 6]], dtype=torch.float32, device=device)
         value = roi_align(grid, rois, (1, 1), 1.0, 2, 'avg', True).item()
     except Exception as error:
-        built = get_compiling_cuda_version()
-        problem = (
-            f'mmcv was compiled for CUDA {built}, torch for {torch.version.cuda}: {str(error).splitlines()[0]}'
-            if device != 'cpu'
-            else str(error).splitlines()[0]
-        )
-        yield Finding(what, 'fail', problem, f'CUDA_HOME=/usr/local/cuda {REBUILD_MMCV}')
+        problem = str(error).splitlines()[0]
+        if used == 'compiled' and device != 'cpu':
+            built = get_compiling_cuda_version()
+            problem = f'mmcv was compiled for CUDA {built}, torch for {torch.version.cuda}: {problem}'
+            remedy = f'CUDA_HOME=/usr/local/cuda {REBUILD_MMCV}'
+        yield Finding(what, 'fail', problem, remedy)
         return
     if kept != [0, 2] or abs(value - 3.5) > 1e-4:
-        yield Finding(what, 'wrong', f'nms kept {kept}, not [0, 2]; roi_align gave {value}, not 3.5', REBUILD_MMCV)
+        yield Finding(what, 'wrong', f'nms kept {kept}, not [0, 2]; roi_align gave {value}, not 3.5', remedy)
+    elif used == 'pytorch' and device != 'cpu':
+        advice = f'faster with the torchvision for torch {torch.__version__}'
+        yield Finding(what, f'right: {_OPS[used]}; {advice}', None, 'pip install torchvision')
     else:
-        yield Finding(what, 'right')
+        yield Finding(what, f'right: {_OPS[used]}')
 
 
 def _gpu() -> Iterator[Finding]:
@@ -222,6 +238,13 @@ def main() -> int:
         0, or 1 if something would fail.
     """
     argparse.ArgumentParser(prog='check_env', description=__doc__).parse_args()
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError as error:
+        # It comes with the extra `detection`, as most of what is checked here does.
+        print(f'check_env: {error}. Type: pip install rich', file=sys.stderr)
+        return 1
     warnings.filterwarnings('ignore')
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     table = Table(title=f'mmgrc {__version__}', title_justify='left')

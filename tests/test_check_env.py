@@ -22,7 +22,8 @@ def broken(tmp_path):
 
 def rename(site, old, version):
     """Let a package report another version."""
-    entry = next(site.glob(f'{old}-*.dist-info'))
+    # mmcv or mmcv_lite.
+    entry = next(site.glob(f'{old}*-*.dist-info'))
     metadata = (entry / 'METADATA').read_text()
     entry.unlink()
     new = site / f'{old}-{version}.dist-info'
@@ -44,9 +45,16 @@ def test_missing_packages_are_reported(broken):
     assert result.returncode == 1, result.stderr
     assert 'Traceback' not in result.stderr
     assert 'mmcv is not installed' in result.stdout
-    assert 'pip install --no-build-isolation mmcv==2.1.0' in result.stdout
+    assert 'pip install mmcv-lite==2.1.0' in result.stdout
     assert 'pip install mmdet==3.3.0' in result.stdout
     assert '2 things would fail' in result.stdout
+
+
+def test_without_rich(broken):
+    """A package that needs torch alone does not install it."""
+    result = broken(without=('rich',))
+    assert result.returncode == 1
+    assert result.stderr == "check_env: No module named 'rich'. Type: pip install rich\n"
 
 
 @pytest.mark.slow
@@ -62,19 +70,47 @@ def test_wrong_versions_are_reported(broken):
     assert 'mmcv 2.2.0 is installed' in result.stdout
 
 
+def without_ops(site):
+    """Let mmcv be like mmcv-lite."""
+    (site / 'mmcv').unlink()
+    shutil.copytree(SITE / 'mmcv', site / 'mmcv', ignore=shutil.ignore_patterns('_ext*', '__pycache__'))
+
+
 @pytest.mark.slow
-def test_mmcv_without_its_ops(broken):
-    """As with mmcv-lite, or with ops compiled for another torch: versions look right, loading fails."""
+def test_mmcv_without_compiled_ops(broken):
+    result = broken(prepare=without_ops)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "right: those of mmgrc, in PyTorch's operations" in result.stdout
+    assert 'Mask R-CNN with GRC-PVT on cpu' in result.stdout
+
+
+@pytest.mark.slow
+def test_mmcv_with_ops_that_do_not_load(broken):
+    """As ops compiled for another torch: versions look right, and ours do not replace them."""
 
     def prepare(site):
-        (site / 'mmcv').unlink()
-        shutil.copytree(SITE / 'mmcv', site / 'mmcv', ignore=shutil.ignore_patterns('_ext*', '__pycache__'))
+        without_ops(site)
+        (site / 'mmcv' / '_ext.py').write_text("raise ImportError('undefined symbol: _ZN3c10')")
 
     result = broken(prepare=prepare)
     assert result.returncode == 1, result.stderr
     assert 'mmcv ops on cpu: they do not fit torch' in result.stdout
+    assert 'undefined symbol: _ZN3c10' in result.stdout
     assert REBUILD_MMCV in result.stdout
     assert 'a forward' not in result.stdout
+
+
+def test_several_kinds_of_mmcv(broken):
+    def prepare(site):
+        for name in ('mmcv', 'mmcv_lite'):
+            folder = site / f'{name}-2.1.0.dist-info'
+            if not folder.exists():
+                folder.mkdir()
+                (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 2.1.0\n')
+
+    result = broken(prepare=prepare)
+    assert result.returncode == 1, result.stderr
+    assert 'pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0' in result.stdout
 
 
 def test_coco(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ NOT_EXECUTED = {
     r'pip install pre-commit ': Instead(
         None, 'fetches packages', 'test_repository.py::test_pre_commit_has_the_pinned_ruff'
     ),
-    r'pip install (torch|--no-build-isolation mmcv|--no-deps -e|\.)': Instead(
+    r'pip (uninstall|install (torch|wheel|--no-build-isolation mmcv|"?\.))': Instead(
         None, 'fetches and compiles packages', 'test_wheel.py::test_wheel_works_on_its_own'
     ),
     rf'{VARIABLES}tools/dist_\w+\.sh ': Instead(

@@ -1,1 +1,1 @@
-"""The environment: the versions that work. Importing it does not need MMDetection."""
+"""The environment: the versions that work, and mmcv's ops where they are not compiled. It does not need MMDetection."""

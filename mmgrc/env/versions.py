@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from typing import NamedTuple
 
 __all__ = [
+    'COMPILE_MMCV',
     'REBUILD_MMCV',
     'REQUIREMENTS',
     'Requirement',
     'StackError',
     'check_stack',
+    'distribution_version',
     'installed_version',
+    'requirements',
     'version_problem',
 ]
 
@@ -25,6 +28,7 @@ class Requirement(NamedTuple):
     """A package with the versions that work."""
 
     package: str
+    """Its import name. Several distributions may contain it."""
     tested: str
     """The version that the tests run with."""
     minimum: str
@@ -39,25 +43,53 @@ class Requirement(NamedTuple):
         return f'{self.minimum} or newer' + (f', below {self.below}' if self.below else '')
 
 
-_MMCV = 'pip install --no-build-isolation mmcv==2.1.0'
-REBUILD_MMCV = f'pip uninstall -y mmcv; pip cache remove mmcv; {_MMCV}'
+_COMPILED_MMCV = 'pip install --no-build-isolation mmcv==2.1.0'
+REBUILD_MMCV = f'pip uninstall -y mmcv; pip cache remove mmcv; {_COMPILED_MMCV}'
 """The command that recompiles mmcv's ops against the installed torch."""
+COMPILE_MMCV = f'pip uninstall -y mmcv-lite; pip install wheel ninja; {_COMPILED_MMCV}'
+"""The command that replaces mmcv-lite with mmcv and its ops, as ``make env-full`` does. It needs a compiler."""
 REQUIREMENTS = (
     Requirement('torch', '2.13.0', '2.1', None, 'pip install torch==2.13.0'),
     Requirement('mmengine', '0.10.7', '0.10.3', '1.0', 'pip install mmengine==0.10.7'),
-    Requirement('mmcv', '2.1.0', '2.0.0', '2.2.0', _MMCV),
+    Requirement('mmcv', '2.1.0', '2.0.0', '2.2.0', 'pip install mmcv-lite==2.1.0'),
     Requirement('mmdet', '3.3.0', '3.3.0', '4.0', 'pip install mmdet==3.3.0'),
     # mmengine reads its `mmdet::` base configs through pkg_resources, which setuptools 81 no longer has.
     Requirement('setuptools', '80.10.2', '60.0', '81', 'pip install "setuptools<81"'),
 )
+# The maintained fork has the import names of OpenMMLab's packages, and its own version numbers.
+_FORK = {
+    'mmengine': Requirement('mmengine', '0.10.12', '0.10.12', '1.0', 'pip install onedl-mmengine==0.10.12'),
+    'mmcv': Requirement('mmcv', '2.3.6', '2.3.6', '3.0', 'pip install --no-build-isolation onedl-mmcv==2.3.6'),
+    'mmdet': Requirement('mmdet', '3.5.1', '3.5.1', '4.0', 'pip install onedl-mmdetection==3.5.1'),
+}
+# They are looked up first, because finding the distribution of an import name takes half a second.
+_DISTRIBUTIONS = {
+    'mmengine': ('mmengine', 'onedl-mmengine'),
+    'mmcv': ('mmcv', 'mmcv-lite', 'onedl-mmcv'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+}
+
+
+def requirements() -> tuple[Requirement, ...]:
+    """:data:`REQUIREMENTS`, or those of the maintained fork if its mmdet is installed."""
+    fork = distribution_version('onedl-mmdetection') is not None and distribution_version('mmdet') is None
+    return tuple(_FORK.get(need.package, need) if fork else need for need in REQUIREMENTS)
+
+
+def distribution_version(distribution: str) -> str | None:
+    """The installed version of a distribution, which has the name that pip uses, or None."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def installed_version(package: str) -> str | None:
-    """The installed version of a package, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    """The version of the installed distribution that contains an import name, or None."""
+    for distribution in _DISTRIBUTIONS.get(package, (package,)):
+        if found := distribution_version(distribution):
+            return found
+    return next((version(name) for name in packages_distributions().get(package, ())), None)
 
 
 def version_problem(need: Requirement, found: str | None) -> str | None:
@@ -75,19 +107,25 @@ def version_problem(need: Requirement, found: str | None) -> str | None:
 
 
 def check_stack() -> None:
-    """Check that every package of :data:`REQUIREMENTS` is installed in a version that works, mmcv with compiled ops.
+    """Check that every package is installed in a version that works, and that mmcv's ops can be imported.
+
+    If mmcv has no compiled ops, those of :mod:`mmgrc.env.mmcv_ops` are used instead.
 
     Raises:
-        StackError: A package does not pass. The message names all of them, and what to type.
+        StackError: A package does not pass, or the compiled ops do not fit the installed torch. The message names all
+            problems, and what to type.
     """
     problems = []
-    for need in REQUIREMENTS:
+    for need in requirements():
         if problem := version_problem(need, installed_version(need.package)):
             problems.append(f'{problem}. Type: {need.remedy}')
     if not problems:
+        from .mmcv_ops import provide_ops
+
+        provide_ops()
         try:
             import mmcv.ops  # noqa: F401
         except ImportError as error:
-            problems.append(f'mmcv has no compiled ops that fit the installed torch ({error}). Type: {REBUILD_MMCV}')
+            problems.append(f'the compiled ops of mmcv do not fit the installed torch ({error}). Type: {REBUILD_MMCV}')
     if problems:
         raise StackError('mmgrc cannot run with what is installed:\n  ' + '\n  '.join(problems))

@@ -18,6 +18,9 @@ from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from mmgrc.env.mmcv_ops import missing_ops
+from mmgrc.env.versions import COMPILE_MMCV
+
 from .error import InputError
 from .options import unused_options
 
@@ -117,11 +120,17 @@ def build_model(config: Config) -> nn.Module:
     """Build the model of a config, without its pre-trained weights.
 
     Raises:
-        InputError: The model of the config cannot be built.
+        InputError: The model of the config cannot be built, or it needs an op of mmcv that is not installed.
     """
     init_default_scope(config.get('default_scope') or 'mmdet')
     try:
-        return MODELS.build(config.model)
+        model = MODELS.build(config.model)
     except Exception as error:
         # The registry wraps a constructor's error and prepends its own text.
         raise InputError(f'the model of {config.filename} cannot be built: {error}') from error
+    for name, layer in missing_ops(model):
+        raise InputError(
+            f'model.{name} is a {type(layer).__name__}. Its op needs compiled mmcv. Type: make env-full (in an '
+            f'environment of your own: {COMPILE_MMCV})'
+        )
+    return model

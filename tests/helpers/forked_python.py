@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import types
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -100,7 +101,17 @@ def run(connection):
     connection.sendall(bytes([code]))
 
 
+def provide_ops():
+    """Import of mmgrc only what provides mmcv's ops where they are not compiled: MMDetection's imports need them."""
+    package = types.ModuleType('mmgrc')
+    package.__path__ = ['mmgrc']
+    sys.modules['mmgrc'] = package
+    importlib.import_module('mmgrc.env.mmcv_ops').provide_ops()
+    del sys.modules['mmgrc']
+
+
 def serve(path):
+    provide_ops()
     for name in IMPORTS:
         importlib.import_module(name)
     quick_configs.remember()

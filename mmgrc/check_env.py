@@ -35,7 +35,7 @@ _MODULES = {'cv2': 'opencv-python', 'pycocotools': 'pycocotools', 'matplotlib': 
 _OPS = {
     'compiled': 'compiled',
     'torchvision': "mmgrc's own on torchvision's kernels, those of its recipes alone",
-    'pytorch': "mmgrc's own in PyTorch's operations, those of its recipes alone",
+    'pytorch': "mmgrc's own without compiled code, those of its recipes alone",
 }
 _COCO_PARTS = ('annotations/instances_train2017.json', 'annotations/instances_val2017.json', 'train2017', 'val2017')
 

@@ -3,7 +3,8 @@
 RoIAlign's samples lie on a grid in each region, and bilinear interpolation is a product of its two axes. So a bin is a
 weighted sum of cells of the feature map, where a cell's weight is that of its row times that of its column. The forward
 pass is one `embedding_bag` (each bin sums cells). The backward pass is another, with the table transposed: each cell
-sums bins.
+sums bins. The tables are small and take many steps. NumPy and SciPy make them on one core: PyTorch's threads would wait
+for each other at every step, and long where other processes want the cores.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.sparse import csc_matrix, csr_matrix
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -34,7 +37,8 @@ class Geometry(NamedTuple):
     """Whether a cell's value is that of its middle, half a cell from its corner."""
 
 
-def _axis_weights(start: Tensor, end: Tensor, bins: int, cells: int, geometry: Geometry) -> Tensor:
+@np.errstate(invalid='ignore', divide='ignore')
+def _axis_weights(start: np.ndarray, end: np.ndarray, bins: int, cells: int, geometry: Geometry) -> csr_matrix:
     """Weights of the cells of one axis in each bin.
 
     Args:
@@ -45,78 +49,65 @@ def _axis_weights(start: Tensor, end: Tensor, bins: int, cells: int, geometry: G
         geometry: What all regions share.
 
     Returns:
-        Weights of shape ``(N, bins, cells)``. Those of a bin add up to 1 where all of its samples are on the map.
+        A row for each bin of each region, shape ``(N * bins, cells)``. It adds up to 1 where all samples of its bin are
+        on the map.
     """
     offset = 0.5 if geometry.aligned else 0.0
     start, end = start * geometry.scale - offset, end * geometry.scale - offset
-    extent = end - start if geometry.aligned else (end - start).clamp(min=1)
+    extent = end - start if geometry.aligned else np.maximum(end - start, 1)
     size = extent / bins
-    count = torch.full_like(size, geometry.samples) if geometry.samples > 0 else size.ceil().clamp(min=0)
-    most = int(count.max())
-    sample = torch.arange(most, device=start.device)
-    bin_start = start[:, None] + torch.arange(bins, device=start.device) * size[:, None]
+    # A region that is not finite has no samples on the map, and gives zeros.
+    dense = np.nan_to_num(np.ceil(size), posinf=0).clip(0)
+    count = np.full_like(size, geometry.samples) if geometry.samples > 0 else dense
+    sample = np.arange(count.max(initial=0), dtype=start.dtype)
+    bin_start = start[:, None] + np.arange(bins, dtype=start.dtype) * size[:, None]
     place = bin_start[:, :, None] + ((sample + 0.5) * size[:, None] / count[:, None])[:, None]
     # As mmcv: a sample further than one cell from the map counts as 0, one nearer as on its border.
-    valid = (place >= -1) & (place <= cells) & (sample < count[:, None])[:, None]
-    place = torch.where(valid, place, 0).clamp(0, cells - 1)
-    low = place.long().clamp(max=max(cells - 2, 0))
-    share = (
-        torch.stack(((low + 1 - place) * valid, (place - low) * valid), -1) / count.clamp(min=1)[:, None, None, None]
-    )
-    cell = torch.stack((low, (low + 1).clamp(max=cells - 1)), -1)
-    weights = start.new_zeros(len(start), bins, cells)
-    return weights.scatter_add_(2, cell.flatten(2), share.flatten(2))
+    roi, row, number = ((place >= -1) & (place <= cells) & (sample < count[:, None])[:, None]).nonzero()
+    place = place[roi, row, number].clip(0, cells - 1)
+    high = place - np.floor(place)
+    low = place.astype(np.int32)
+    weight = np.concatenate((1 - high, high)) / np.tile(count[roi], 2)
+    place = (np.tile(roi * bins + row, 2), np.concatenate((low, np.minimum(low + 1, cells - 1))))
+    # Samples of a bin in the same cell are added up.
+    weights = csr_matrix((weight, place), shape=(len(start) * bins, cells))
+    weights.eliminate_zeros()
+    return weights
 
 
-class _Table(NamedTuple):
-    """Which cells each bin sums: entries ordered by bin, bins by region, row and column."""
-
-    cell: Tensor
-    """The entry's cell in the maps of all images, one after another."""
-    weight: Tensor
-    first: Tensor
-    """The bin's first entry."""
-
-    def transposed(self, cells: int) -> _Table:
-        """Which bins each of the cells belongs to."""
-        bins = torch.arange(len(self.first), device=self.cell.device)
-        lengths = torch.diff(self.first, append=self.first.new_tensor([len(self.cell)]))
-        cell, order = self.cell.sort()
-        first = torch.searchsorted(cell, torch.arange(cells, device=cell.device))
-        return _Table(bins.repeat_interleave(lengths)[order], self.weight[order], first)
-
-    def sums(self, values: Tensor) -> Tensor:
-        """Weighted sums of rows of ``values``."""
-        if not len(self.cell):
-            return values.new_zeros(len(self.first), values.shape[1])
-        return embedding_bag(self.cell, values, self.first, mode='sum', per_sample_weights=self.weight)
-
-
-def _table(rois: Tensor, height: int, width: int, geometry: Geometry) -> _Table:
-    shape = (len(rois), *geometry.bins)
+def _table(rois: np.ndarray, height: int, width: int, images: int, geometry: Geometry) -> csr_matrix:
+    """Weights of the cells of all images, one after another, in each bin: a row for each bin of each region."""
     rows = _axis_weights(rois[:, 2], rois[:, 4], geometry.bins[0], height, geometry)
     columns = _axis_weights(rois[:, 1], rois[:, 3], geometry.bins[1], width, geometry)
-    roi, bin_row, row = rows.nonzero(as_tuple=True)
-    row_weight, row_cell = rows[roi, bin_row, row], (rois[roi, 0].long() * height + row) * width
-    roi, bin_column, column_cell = columns.nonzero(as_tuple=True)
-    column_weight = columns[roi, bin_column, column_cell]
-    n_rows, n_columns = (rows != 0).sum(2), (columns != 0).sum(2)
-    first_row = n_rows.flatten().cumsum(0).view_as(n_rows) - n_rows
-    first_column = n_columns.flatten().cumsum(0).view_as(n_columns) - n_columns
-
     # The entries of a bin are each of its rows with each of its columns.
-    entries = (n_rows[:, :, None] * n_columns[:, None, :]).flatten()
-    first = entries.cumsum(0) - entries
-    of_bin = torch.arange(len(first), device=rois.device).repeat_interleave(entries)
-    place = torch.arange(len(of_bin), device=rois.device) - first[of_bin]
-    across = n_columns[:, None, :].expand(shape).flatten()[of_bin]
-    down = place // across
-    i = first_row[:, :, None].expand(shape).flatten()[of_bin] + down
-    j = first_column[:, None, :].expand(shape).flatten()[of_bin] + place - down * across
-    return _Table(row_cell[i] + column_cell[j], row_weight[i] * column_weight[j], first)
+    shape = (len(rois), geometry.bins[0], geometry.bins[1])
+    first_row, n_rows, first_column, n_columns = (
+        np.broadcast_to(values.reshape(len(rois), *axes), shape).ravel()
+        for weights, axes in ((rows, (-1, 1)), (columns, (1, -1)))
+        for values in (weights.indptr[:-1], np.diff(weights.indptr))
+    )
+    first = np.concatenate(([0], np.cumsum(n_rows * n_columns)))
+    of_bin = np.repeat(np.arange(len(n_rows)), np.diff(first))
+    down, across = np.divmod(np.arange(first[-1]) - first[of_bin], n_columns[of_bin])
+    row, column = first_row[of_bin] + down, first_column[of_bin] + across
+    image = rois[of_bin // (geometry.bins[0] * geometry.bins[1]), 0].astype(np.int64)
+    cell = (image * height + rows.indices[row]) * width + columns.indices[column]
+    weight = rows.data[row] * columns.data[column]
+    return csr_matrix((weight, cell, first), shape=(len(n_rows), images * height * width))
 
 
-def _groups(rois: Tensor, geometry: Geometry) -> Iterator[tuple[slice, Tensor]]:
+def _sums(table: csr_matrix | csc_matrix, values: Tensor) -> Tensor:
+    """Weighted sums of the rows of ``values``: those that each row (or column) of the table names."""
+    if not table.nnz:
+        return values.new_zeros(len(table.indptr) - 1, values.shape[1])
+    rows, first, weights = (
+        torch.from_numpy(array).to(values.device) for array in (table.indices, table.indptr[:-1], table.data)
+    )
+    return embedding_bag(rows, values, first, mode='sum', per_sample_weights=weights)
+
+
+def _groups(rois: Tensor, geometry: Geometry) -> Iterator[tuple[slice, np.ndarray]]:
+    rois = rois.cpu().numpy()
     step = max(1, _BINS_AT_ONCE // (geometry.bins[0] * geometry.bins[1]))
     for start in range(0, len(rois), step):
         yield slice(start, start + step), rois[start : start + step]
@@ -137,7 +128,7 @@ def forward(features: Tensor, rois: Tensor, output: Tensor, geometry: Geometry) 
     for rows, image in zip(cells, features.flatten(2), strict=True):
         rows.copy_(image.t())
     for part, some in _groups(rois, geometry):
-        sums = _table(some, height, width, geometry).sums(cells.flatten(0, 1))
+        sums = _sums(_table(some, height, width, images, geometry), cells.flatten(0, 1))
         output[part] = sums.view(-1, *geometry.bins, channels).permute(0, 3, 1, 2)
 
 
@@ -154,7 +145,7 @@ def backward(grad_output: Tensor, rois: Tensor, grad_features: Tensor, geometry:
     cells = None
     for part, some in _groups(rois, geometry):
         bins = grad_output[part].permute(0, 2, 3, 1).reshape(-1, channels)
-        sums = _table(some, height, width, geometry).transposed(images * height * width).sums(bins)
+        sums = _sums(_table(some, height, width, images, geometry).tocsc(), bins)
         cells = sums if cells is None else cells.add_(sums)
     if cells is not None:
         for image, rows in zip(grad_features.view(images, channels, -1), cells.view(images, -1, channels), strict=True):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from mmcv.ops import batched_nms, nms, soft_nms
@@ -10,28 +11,28 @@ from mmgrc.env.mmcv_ops import nms as own
 
 
 def overlap(a, b, offset=0):
-    """Intersection over union of two boxes, in single precision as mmcv's."""
-    width, height = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2]) + offset).clamp(min=0)
+    """Intersection over union of two boxes, in single precision as mmcv's; 0 where both have no area."""
+    width, height = (max(min(a[i + 2], b[i + 2]) - max(a[i], b[i]) + offset, np.float32(0)) for i in (0, 1))
     areas = [(x[2] - x[0] + offset) * (x[3] - x[1] + offset) for x in (a, b)]
-    return width * height / (areas[0] + areas[1] - width * height)
+    return width * height / (areas[0] + areas[1] - width * height) if any(areas) else np.float32(0)
 
 
 def nms_by_definition(boxes, scores, threshold, offset=0):
-    kept = []
+    boxes, kept = boxes.numpy(), []
     for i in scores.argsort(descending=True).tolist():
-        if all(not overlap(boxes[i], boxes[k], offset) > torch.tensor(threshold) for k in kept):
+        if all(overlap(boxes[i], boxes[k], offset) <= np.float32(threshold) for k in kept):
             kept.append(i)
     return kept
 
 
 def soft_nms_by_definition(boxes, scores, threshold, sigma, least, method, offset):
-    scores, left, taken = scores.tolist(), list(range(len(boxes))), []
+    boxes, scores, left, taken = boxes.numpy(), scores.tolist(), list(range(len(boxes))), []
     while left:
         best = max(left, key=lambda i: scores[i])
         left.remove(best)
         taken.append(best)
         for i in left:
-            iou = overlap(boxes[best], boxes[i], offset).item()
+            iou = float(overlap(boxes[best], boxes[i], offset))
             scores[i] *= {
                 'naive': 0 if iou >= threshold else 1,
                 'linear': 1 - iou if iou >= threshold else 1,

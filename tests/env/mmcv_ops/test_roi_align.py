@@ -93,6 +93,16 @@ def test_a_gradient_that_is_not_contiguous(ops):
     assert torch.equal(*grads)
 
 
+@pytest.mark.parametrize('samples', [0, 2])
+def test_regions_that_are_not_finite_give_zeros(samples):
+    features, rois = inputs()
+    rois[0, 1], rois[1, 3:], rois[2, 1:] = math.nan, math.inf, -math.inf
+    output = features.new_full((len(rois), 3, 2, 2), 7)
+    own.forward(features, rois, output, own.Geometry((2, 2), 0.25, samples, True))
+    assert not output[:3].any()
+    assert output[4].any()
+
+
 def test_no_regions(ops):
     features, rois = inputs()
     features.requires_grad_()

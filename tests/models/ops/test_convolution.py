@@ -27,7 +27,7 @@ def test_equals_pytorch(batch, rows, cols, groups, bias):
 
 
 def test_which_kernel_runs():
-    """Pairs in float32 use the depthwise kernel. Everything else uses the layer itself."""
+    """Pairs in float32 and bfloat16 use the depthwise kernel. Everything else uses the layer itself."""
 
     def weights(conv, x):
         with torch.profiler.profile(record_shapes=True) as profile:

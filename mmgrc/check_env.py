@@ -32,7 +32,7 @@ _MODULES = {'cv2': 'opencv-python', 'pycocotools': 'pycocotools', 'matplotlib': 
 _OPS = {
     'compiled': 'compiled',
     'torchvision': "those of mmgrc, with torchvision's kernels",
-    'pytorch': "those of mmgrc, without compiled code",
+    'pytorch': 'those of mmgrc, without compiled code',
 }
 _COCO_PARTS = ('annotations/instances_train2017.json', 'annotations/instances_val2017.json', 'train2017', 'val2017')
 

@@ -45,7 +45,8 @@ def load(name):
 def build(config):
     init_default_scope('mmdet')
     torch.manual_seed(0)
-    model = MODELS.build(config.model)
+    # A detector may write into its config.
+    model = MODELS.build(copy.deepcopy(config.model))
     model.init_weights()
     return model
 

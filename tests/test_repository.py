@@ -26,7 +26,7 @@ def test_the_workflow_is_ci_run():
     steps = yaml.safe_load(read('.github/workflows/ci.yml'))['jobs']['run']['steps']
     assert [step['run'] for step in steps if 'run' in step] == ['.ci/run']
     commands = read('.ci/run')
-    assert "make test PYTEST='--cov " in commands
+    assert "make test PYTEST='--cov" in commands
     assert 'make lint' in commands
     python = next(step['with']['python-version'] for step in steps if 'setup-python' in step.get('uses', ''))
     assert f'Python {python}' in read('README.md')

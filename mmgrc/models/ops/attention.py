@@ -71,7 +71,7 @@ def attend_tokens(
 
     def attend_chunk(x: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query = linear(x, weight, bias).unflatten(2, (heads, channels))
-        if dropout or len(x) > 1 or not prefers_onednn(x):
+        if dropout or not prefers_onednn(x) or x.shape[0] > 1:
             return attend(query.transpose(1, 2), key, value, dropout).transpose(1, 2).flatten(2)
         outs = [
             linear(linear(q, k * channels**-0.5).softmax(dim=1), v.t())

@@ -12,6 +12,8 @@ class CacheBuffer(nn.Module):
     """Base of modules with a cache (1, T_m, D_m), a buffer that starts with zeros."""
 
     cache: Tensor
+    cache_size: tuple[int, int]
+    """Rows and columns of the cache."""
 
     def register_cache(self, size: tuple[int, int], dims: int) -> None:
         """Create the cache.
@@ -20,7 +22,7 @@ class CacheBuffer(nn.Module):
             size: Its rows and columns, T_m = rows * columns.
             dims: Its channels, ``D_m``.
         """
-        self._grid = size
+        self.cache_size = (size[0], size[1])
         self.register_buffer('cache', torch.zeros(1, size[0] * size[1], dims))
 
     def _apply(self, fn, recurse: bool = True) -> CacheBuffer:
@@ -39,7 +41,7 @@ class CacheBuffer(nn.Module):
         """
         stored = state_dict.get(f'{prefix}cache')
         if stored is not None and stored.shape != self.cache.shape:
-            rows, cols = self._grid
+            rows, cols = self.cache_size
             raise ValueError(
                 f"{prefix}cache: the checkpoint's cache has the shape {tuple(stored.shape)}, the model's has "
                 f'{tuple(self.cache.shape)} ({rows} x {cols} tokens of {self.cache.shape[2]} channels). Set '

@@ -24,6 +24,7 @@ class CachedBlock(nn.Module):
         with_cp: Whether to store only the inputs of the two halves for the backward pass and recompute the rest.
     """
 
+    norm1: nn.Module
     attn: nn.Module
     """The attention layer. Its ``grc`` is a :class:`GRC` layer or None."""
 
@@ -49,10 +50,10 @@ class CachedBlock(nn.Module):
         Returns:
             (B, T, D), and the new cache (1, T_m, D_m), if any.
         """
-        x, new_cache = self._run(self._attend, x, hw_shape, cache, resampling)
-        return self._run(self._feed_forward, x, hw_shape), new_cache
+        x, new_cache = self._run_half(self._attend, x, hw_shape, cache, resampling)
+        return self._run_half(self._feed_forward, x, hw_shape), new_cache
 
-    def _run(self, half: Callable, *args):
+    def _run_half(self, half: Callable, *args):
         # Each half is checkpointed separately, so that the backward pass has only one of them in memory at a time.
         if self.with_cp and torch.is_grad_enabled():
             return checkpoint(half, *args, use_reentrant=False)
@@ -61,7 +62,7 @@ class CachedBlock(nn.Module):
     def _attend(
         self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
     ) -> tuple[Tensor, Tensor | None]:
-        raise NotImplementedError
+        return self.attn(self.norm1(x), hw_shape, x, cache, resampling)
 
     def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         raise NotImplementedError

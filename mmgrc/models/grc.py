@@ -146,7 +146,7 @@ class GRC(CacheBuffer):
         super().__init__()
         self.dims = dims = cache_channels(embed_dims, num_heads, cache_ratio, pos_conv)
         self.embed_dims, self.num_heads = embed_dims, num_heads
-        self.cache_size: tuple[int, int] = (cache_size[0], cache_size[1])
+        self.register_cache(cache_size, dims)
         self.variant = checked_choice('variant', variant, VARIANTS)
         self.lambda_init = default_lambda(variant) if lambda_init is None else lambda_init
 
@@ -157,7 +157,6 @@ class GRC(CacheBuffer):
         self.mem_attn = MemoryAttention(dims, num_heads, self.cache_size, sr_ratio, qkv_bias, attn_drop, proj_drop)
         self.lam = nn.Parameter(torch.empty(num_heads))
         self.pos_conv = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=dims) if pos_conv else None
-        self.register_cache(self.cache_size, dims)
         self.reset_parameters()
 
     def forward(
@@ -200,7 +199,9 @@ class GRC(CacheBuffer):
         """The update gate z = σ(W_z [C, X̄]) and the reset gate g = σ(W_g [C, X̄]), (B, T_m, D_m) each (Eq. 3)."""
         with no_autocast(summary.device):
             both = torch.cat([cache.to(summary.dtype).expand_as(summary), summary], dim=2)
-            return torch.sigmoid(_run(self.update_gate, both)), torch.sigmoid(_run(self.reset_gate, both))
+            return torch.sigmoid(_run_in_precision(self.update_gate, both)), torch.sigmoid(
+                _run_in_precision(self.reset_gate, both)
+            )
 
     def update(self, cache: Tensor, summary: Tensor) -> Tensor:
         """The updated cache C' = z C̃ + (1 - z) C of each image, (B, T_m, D_m) (Eq. 3)."""
@@ -209,11 +210,11 @@ class GRC(CacheBuffer):
             update, reset = self.gates(cache, summary)
             if self.candidate_norm is not None:
                 # C̃ = LayerNorm(GELU(W_c [g C, X̄]))
-                candidate = _run(self.candidate, torch.cat([reset * cache, summary], dim=2))
-                candidate = _run(self.candidate_norm, F.gelu(candidate))
+                candidate = _run_in_precision(self.candidate, torch.cat([reset * cache, summary], dim=2))
+                candidate = _run_in_precision(self.candidate_norm, F.gelu(candidate))
             else:
                 # C̃ = W_c [X̄, g C]
-                candidate = _run(self.candidate, torch.cat([summary, reset * cache], dim=2))
+                candidate = _run_in_precision(self.candidate, torch.cat([summary, reset * cache], dim=2))
             return update * candidate + (1 - update) * cache
 
     def attend_and_mix(self, x: Tensor, attn_out: Tensor, hw_shape: tuple[int, int], memory: Tensor) -> Tensor:
@@ -245,7 +246,7 @@ class GRC(CacheBuffer):
         return f'variant={self.variant!r}, cache={self.cache_size[0]}x{self.cache_size[1]}x{self.dims}'
 
 
-def _run(layer: nn.Linear | nn.LayerNorm, x: Tensor) -> Tensor:
+def _run_in_precision(layer: nn.Linear | nn.LayerNorm, x: Tensor) -> Tensor:
     """Compute ``layer(x)``, in the precision of ``x`` if the weights have a lower one."""
     if layer.weight.dtype == x.dtype:
         return layer(x)

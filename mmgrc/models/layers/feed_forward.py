@@ -27,11 +27,11 @@ def run_in_chunks(layers: Sequence[nn.Module], x: Tensor, width: int) -> Tensor:
     weightless = [number for number, layer in enumerate(layers) if not any(True for _ in layer.parameters())]
     # For its gradient, the activation needs only its input. From that, the next layer's input can be recomputed.
     activation = weightless[0] if weightless else len(layers)
-    first, then = (partial(_run, part) for part in (layers[:activation], layers[activation:]))
+    first, then = (partial(_run_layers, part) for part in (layers[:activation], layers[activation:]))
     return in_chunks(first, [x], width=width, then=then)
 
 
-def _run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+def _run_layers(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     for layer in layers:
         x = linear(x, layer.weight.flatten(1), layer.bias) if isinstance(layer, nn.Conv2d) else layer(x)
     return x

@@ -11,16 +11,15 @@ from ..cache import CachedBlock
 from ..grc import GRC
 from ..ops.attention import attend_tokens
 from ..ops.convolution import convolve_patches, convolve_tokens
-from ..ops.folding import project
 from ..ops.linear import linear
 from ..ops.residual import add_residual
-from ..resampling import Resampling
+from .attention import CachedAttention
 from .feed_forward import run_in_chunks
 
 __all__ = ['MixFFN', 'PVTEncoderLayer', 'SpatialReductionAttention']
 
 
-class SpatialReductionAttention(nn.Module):
+class SpatialReductionAttention(CachedAttention):
     """PVT's attention on a fused kernel, optionally with a GRC layer.
 
     Args:
@@ -29,7 +28,6 @@ class SpatialReductionAttention(nn.Module):
     """
 
     output_projection = 'attn.out_proj'
-    """The name of the layer whose output is ``O_self``."""
 
     def __init__(self, stock: pvt.SpatialReductionAttention, grc: GRC | None = None) -> None:
         super().__init__()
@@ -42,31 +40,8 @@ class SpatialReductionAttention(nn.Module):
             self.norm = stock.norm
         self.grc = grc
 
-    def forward(
-        self,
-        x: Tensor,
-        hw_shape: tuple[int, int],
-        identity: Tensor,
-        cache: Tensor | None = None,
-        resampling: Resampling | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend to the tokens, and to the cache if there is one.
-
-        Args:
-            x: (B, T, D), normed tokens.
-            hw_shape: Rows and columns of the tokens.
-            identity: (B, T, D), the tensor that the result is added to.
-            cache: (1, T_m, D_m), see :meth:`GRC.forward`.
-            resampling: See :meth:`GRC.forward`.
-
-        Returns:
-            (B, T, D), and the new cache, if any.
-        """
-        heads, proj = self._attend_heads(x, hw_shape), self.attn.out_proj
-        if self.grc is None:
-            return add_residual(identity, self.proj_drop(proj(heads)), self.dropout_layer), None
-        out, new_cache = self.grc(x, project(heads, proj, self.proj_drop), hw_shape, cache, resampling)
-        return add_residual(identity, out, self.dropout_layer), new_cache
+    def _dropouts(self) -> tuple[nn.Dropout, nn.Module]:
+        return self.proj_drop, self.dropout_layer
 
     def _attend_heads(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """The outputs of the heads, concatenated, (B, T, D)."""
@@ -132,11 +107,6 @@ class PVTEncoderLayer(CachedBlock):
         self.attn = SpatialReductionAttention(stock.attn, grc)
         self.norm2 = stock.norm2
         self.ffn = MixFFN(stock.ffn)
-
-    def _attend(
-        self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
-    ) -> tuple[Tensor, Tensor | None]:
-        return self.attn(self.norm1(x), hw_shape, x, cache, resampling)
 
     def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         return self.ffn(x, self.norm2, hw_shape)

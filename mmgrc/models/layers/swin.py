@@ -15,10 +15,9 @@ from ..cache import CachedBlock
 from ..grc import GRC
 from ..ops import is_fast
 from ..ops.chunks import in_chunks
-from ..ops.folding import project
 from ..ops.residual import add_residual
 from ..ops.windows import make_windows
-from ..resampling import Resampling
+from .attention import CachedAttention
 from .feed_forward import run_in_chunks
 
 __all__ = ['FFN', 'ShiftWindowMSA', 'SwinBlock']
@@ -50,7 +49,7 @@ class FFN(nn.Module):
         return add_residual(x, run_in_chunks(layers, x, self.layers[0][0].out_features), self.dropout_layer)
 
 
-class ShiftWindowMSA(nn.Module):
+class ShiftWindowMSA(CachedAttention):
     """Swin's shifted-window attention on a fused kernel, optionally with a GRC layer.
 
     The cache of a layer covers the whole map instead of a window. Every token attends to it.
@@ -61,7 +60,6 @@ class ShiftWindowMSA(nn.Module):
     """
 
     output_projection = 'w_msa.proj'
-    """The name of the layer whose output is ``O_self``."""
 
     def __init__(self, stock: swin.ShiftWindowMSA, grc: GRC | None = None) -> None:
         super().__init__()
@@ -71,31 +69,8 @@ class ShiftWindowMSA(nn.Module):
         self.drop = stock.drop
         self.grc = grc
 
-    def forward(
-        self,
-        x: Tensor,
-        hw_shape: tuple[int, int],
-        identity: Tensor,
-        cache: Tensor | None = None,
-        resampling: Resampling | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend to the tokens of the same window, and to the cache if there is one.
-
-        Args:
-            x: (B, T, D), normed tokens.
-            hw_shape: Rows and columns of the tokens.
-            identity: (B, T, D), the tensor that the result is added to.
-            cache: (1, T_m, D_m), see :meth:`GRC.forward`.
-            resampling: See :meth:`GRC.forward`.
-
-        Returns:
-            (B, T, D), and the new cache, if any.
-        """
-        heads, proj, proj_drop = self._attend_heads(x, hw_shape), self.w_msa.proj, self.w_msa.proj_drop
-        if self.grc is None:
-            return add_residual(identity, proj_drop(proj(heads)), self.drop), None
-        out, new_cache = self.grc(x, project(heads, proj, proj_drop), hw_shape, cache, resampling)
-        return add_residual(identity, out, self.drop), new_cache
+    def _dropouts(self) -> tuple[nn.Dropout, nn.Module]:
+        return self.w_msa.proj_drop, self.drop
 
     def _attend_heads(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """The outputs of the heads in their windows, concatenated, (B, T, D)."""
@@ -151,11 +126,6 @@ class SwinBlock(CachedBlock):
         self.attn = ShiftWindowMSA(stock.attn, grc)
         self.norm2 = stock.norm2
         self.ffn = FFN(stock.ffn)
-
-    def _attend(
-        self, x: Tensor, hw_shape: tuple[int, int], cache: Tensor | None, resampling: Resampling | None
-    ) -> tuple[Tensor, Tensor | None]:
-        return self.attn(self.norm1(x), hw_shape, x, cache, resampling)
 
     def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         return self.ffn(x, self.norm2)

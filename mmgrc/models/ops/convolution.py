@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .linear import linear
-from .mode import is_fast
+from .mode import has_onednn, is_fast
 
 __all__ = ['convolve_patches', 'convolve_tokens', 'cut_patches', 'reorder_patch_weight', 'tiles']
 
@@ -30,7 +30,8 @@ def convolve_tokens(x: Tensor, hw_shape: tuple[int, int], conv: nn.Conv2d) -> Te
     channels = conv.out_channels
     # (B, T, D) as an NHWC map.
     grid = x.unflatten(1, hw_shape).permute(0, 3, 1, 2)
-    if channels != 2 * conv.groups or not _has_depthwise_kernel(x):
+    # oneDNN's kernel is for float32 and bfloat16, under autocast too.
+    if channels != 2 * conv.groups or not has_onednn(x, torch.float32, torch.bfloat16):
         return conv(grid).permute(0, 2, 3, 1).flatten(1, 2)
     # (D / 2, out, in, 3, 3)
     pairs = conv.weight.unflatten(0, (-1, 2))
@@ -42,12 +43,6 @@ def convolve_tokens(x: Tensor, hw_shape: tuple[int, int], conv: nn.Conv2d) -> Te
     )
     first, second = crossed.unflatten(3, (-1, 2)).unbind(4)
     return (out + torch.stack([second, first], dim=4).flatten(3)).flatten(1, 2)
-
-
-def _has_depthwise_kernel(x: Tensor) -> bool:
-    """Whether oneDNN convolves ``x``, which it does in float32 and in bfloat16, under autocast too."""
-    dtypes = (torch.float32, torch.bfloat16)
-    return is_fast() and x.device.type == 'cpu' and x.dtype in dtypes and torch.backends.mkldnn.is_available()
 
 
 def convolve_patches(grid: Tensor, conv: nn.Module) -> tuple[Tensor, tuple[int, int]]:

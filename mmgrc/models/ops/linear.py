@@ -6,28 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .mode import is_fast, onednn_is_faster
+from .mode import has_onednn, onednn_is_faster
 
-__all__ = ['Linear', 'is_fast_float32', 'linear', 'prefers_onednn', 'replace_linear_layers']
+__all__ = ['Linear', 'linear', 'prefers_onednn', 'replace_linear_layers']
 
 _MIN_ROWS = 1024
 """With fewer rows, a convolution takes as long as a matrix product."""
 
 
-def is_fast_float32(x: Tensor) -> bool:
-    """Whether fast operations process ``x`` in float32 on the CPU, with oneDNN available."""
-    return (
-        is_fast()
-        and x.device.type == 'cpu'
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled('cpu')
-        and torch.backends.mkldnn.is_available()
-    )
-
-
 def prefers_onednn(x: Tensor) -> bool:
     """Whether the product of tokens ``x`` (..., D_in) with a matrix is faster as a convolution."""
-    return onednn_is_faster() and is_fast_float32(x) and x.numel() >= _MIN_ROWS * x.shape[-1]
+    single = has_onednn(x, torch.float32) and not torch.is_autocast_enabled('cpu')
+    return single and onednn_is_faster() and x.numel() >= _MIN_ROWS * x.shape[-1]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

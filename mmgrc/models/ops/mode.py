@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-__all__ = ['MODES', 'VARIABLE', 'describe_ops', 'is_fast', 'onednn_is_faster', 'ops_mode', 'use_ops']
+__all__ = ['MODES', 'VARIABLE', 'describe_ops', 'has_onednn', 'is_fast', 'onednn_is_faster', 'ops_mode', 'use_ops']
 
 VARIABLE = 'MMGRC_OPS'
 MODES = {
@@ -71,6 +72,11 @@ def use_ops(mode: str) -> Iterator[None]:
 def is_fast() -> bool:
     """Whether fast operations are used. The plain mode and compiled, traced or exported graphs do not use them."""
     return _mode != 'plain' and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def has_onednn(x: Tensor, *dtypes: torch.dtype) -> bool:
+    """Whether fast operations compute with ``x`` on a CPU that has oneDNN, in one of the precisions ``dtypes``."""
+    return is_fast() and x.device.type == 'cpu' and x.dtype in dtypes and torch.backends.mkldnn.is_available()
 
 
 def onednn_is_faster() -> bool:

@@ -26,7 +26,7 @@ class CachedBlock(nn.Module):
 
     norm1: nn.Module
     attn: nn.Module
-    """The attention layer. Its ``grc`` is a :class:`GRC` layer or None."""
+    """The attention layer. Its ``grc`` has a cache if it is a :class:`GRC` layer."""
 
     def __init__(self, with_cp: bool = False) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class CacheStep:
         self.options = options
         self.caches = caches
         self.image_size = (images.shape[2], images.shape[3])
-        self.extent = valid_extent(images) if options.stages else None
+        self.extent = valid_extent(images) if options.cached_stages else None
         self.new_caches: list[tuple[GRC, Tensor]] = []
 
     def run(self, stage: int, blocks: Iterable[nn.Module], x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
@@ -98,7 +98,7 @@ class CacheStep:
             (B, T, D).
         """
         resampling = None
-        if self.extent is not None and stage in self.options.stages:
+        if self.extent is not None and stage in self.options.cached_stages:
             size = self.options.cache_size(stage)
             resampling = make_resampling(self.extent, self.image_size, hw_shape, size)
         for block in blocks:
@@ -107,7 +107,7 @@ class CacheStep:
                 continue
             layer = block.attn.grc
             cache = self.caches.get(layer)
-            if cache is None and layer is not None:
+            if cache is None and isinstance(layer, GRC):
                 cache = layer.cache.clone()
             x, new_cache = block(x, hw_shape, cache, resampling)
             if new_cache is not None:

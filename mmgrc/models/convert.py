@@ -17,6 +17,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .grc import GRC
+from .layers.positional import PositionalConvolution
 from .resampling import make_resampling
 
 __all__ = [
@@ -227,7 +228,7 @@ def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = 
     """
     if backbone.grc.start != 'silent':
         return
-    layers, silent = backbone.grc_layers(), 0
+    layers, silent = backbone.added_layers(), 0
     for name, grc in layers.items():
         attention = name.removesuffix('.grc')
         projection = f'{attention}.{backbone.get_submodule(attention).output_projection}'
@@ -244,7 +245,7 @@ def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = 
         silent += 1
     if silent:
         print_log(
-            f'{type(backbone).__name__}: {silent} of {len(layers)} memories start silent: they do not change what '
+            f'{type(backbone).__name__}: {silent} of {len(layers)} GRC layers start silent: they do not change what '
             'the stock weights compute until they have learned',
             logger='current',
             level=logging.INFO,
@@ -252,16 +253,19 @@ def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = 
 
 
 @torch.no_grad()
-def _silence(layer: GRC) -> Tensor:
-    """Let a layer add nothing to the mix, by setting the last layers of its two parts to zero.
+def _silence(layer: GRC | PositionalConvolution) -> Tensor:
+    """Let a layer add nothing to the mix, by setting the last layers of its parts to zero.
 
     Returns:
-        (D,), the factor 1 - σ(λ) of each channel of ``O_self`` in the mix.
+        (D,), the factor of each channel of ``O_self`` in the mix: 1 - σ(λ), or 1 without a memory.
     """
-    for last in (layer.mem_attn.proj, layer.pos_conv):
+    has_memory = isinstance(layer, GRC)
+    for last in (layer.mem_attn.proj if has_memory else None, layer.pos_conv):
         if last is not None:
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
+    if not has_memory:
+        return layer.pos_conv.weight.new_ones(layer.embed_dims)
     return (1 - layer.lam.sigmoid()).repeat_interleave(layer.embed_dims // layer.num_heads)
 
 

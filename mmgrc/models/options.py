@@ -25,6 +25,7 @@ class GRCConfig:
         variant: ``'code'`` follows the authors' published module, ``'paper'`` the paper's equations.
         lambda_init: Initial value of the mixing logit λ. None: -1 for ``'code'``, 0 for ``'paper'``.
         pos_conv: Whether to add a 3x3 grouped convolution of the tokens on their grid.
+        memory: Whether to attend to a cache. Without it only the convolution is added, and nothing else is computed.
         sync: Whether ranks average their caches at each training step.
         start: How a new memory starts when stock weights are loaded. ``'random'``: with random weights, which change
             what the stock layer computes. ``'silent'``: the memory changes nothing at first, see
@@ -37,6 +38,7 @@ class GRCConfig:
     variant: str = 'code'
     lambda_init: float | None = None
     pos_conv: bool = True
+    memory: bool = True
     sync: bool = True
     start: str = 'random'
 
@@ -101,9 +103,13 @@ class GRCConfig:
                 'None; above it the mix leaves too little of self-attention'
             )
 
-        for name in ('pos_conv', 'sync'):
+        for name in ('pos_conv', 'memory', 'sync'):
             if not isinstance(options.get(name, True), bool):
                 raise ValueError(f'grc.{name}={options[name]!r}: give True or False')
+        if not options.get('memory', True) and not options.get('pos_conv', True):
+            raise ValueError(
+                'grc.memory=False with grc.pos_conv=False: nothing is left. For the stock backbone give grc.stages=()'
+            )
 
         return cls(
             stages=tuple(sorted(stages)),
@@ -112,9 +118,15 @@ class GRCConfig:
             variant=variant,
             lambda_init=float(lambda_init),
             pos_conv=options.get('pos_conv', cls.pos_conv),
+            memory=options.get('memory', cls.memory),
             sync=options.get('sync', cls.sync),
             start=start,
         )
+
+    @property
+    def cached_stages(self) -> tuple[int, ...]:
+        """Zero-based stages with caches."""
+        return self.stages if self.memory else ()
 
     def cache_size(self, stage: int) -> tuple[int, int]:
         """Rows and columns of the cache in a stage."""

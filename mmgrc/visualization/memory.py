@@ -91,7 +91,7 @@ def view_memory(model: nn.Module, image: np.ndarray) -> list[MemoryView]:
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, GRC)}
     if not layers:
-        raise ValueError('the model has no layer with a memory (grc.stages is empty, or it is a stock backbone)')
+        raise ValueError('the model has no memory: grc.stages is empty, grc.memory is False, or it is a stock backbone')
     seen: dict[GRC, tuple] = {}
     with _watch(list(layers.values()), seen):
         sample = inference_detector(model, image)

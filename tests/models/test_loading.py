@@ -74,6 +74,18 @@ def test_missing_cache_is_counted(family, tmp_path, said):
 
 
 @family
+def test_missing_convolution_is_counted(family, tmp_path, said):
+    state = {k: v for k, v in Detector(family, grc={'memory': False}).state_dict().items() if '.grc.' not in k}
+    torch.save({'state_dict': state}, tmp_path / 'stock.pth')
+    load_checkpoint(detector := Detector(family, grc={'memory': False}), str(tmp_path / 'stock.pth'))
+    total = 2 * len(detector.backbone.added_layers())
+    assert len(said) == 1
+    assert said[0].startswith(
+        f'{total} of the {total} GRC tensors of {SMALL[family]["type"]} are not in the checkpoint'
+    )
+
+
+@family
 def test_renamed_layer_is_counted_on_both_sides(family, tmp_path, said):
     source = Detector(family)
     name = next(iter(source.backbone.grc_layers()))

@@ -297,7 +297,7 @@ def test_log_says_once_how_many_start_silent(family, tmp_path, monkeypatch):
         said.clear()
         load(way, family, stock, tmp_path)
         assert len(said) == lines
-        assert said[0].startswith(f'{SMALL[family]["type"]}: {total} of {total} memories start silent')
+        assert said[0].startswith(f'{SMALL[family]["type"]}: {total} of {total} GRC layers start silent')
     said.clear()
     build_silent(family).load_state_dict(trained_state(family))
     assert not said

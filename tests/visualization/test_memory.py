@@ -73,5 +73,5 @@ def test_attention_is_the_one_of_the_forward():
 
 
 def test_a_model_without_memory(shapes):
-    with pytest.raises(ValueError, match='no layer with a memory'):
+    with pytest.raises(ValueError, match='the model has no memory'):
         view_memory(torch.nn.Linear(1, 1), np.zeros((32, 32, 3), np.uint8))

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from ..cache import CacheStep, commit, copy_caches
 from ..convert import LoadReport, load_converted, match_converted, start_silently
 from ..grc import GRC
+from ..layers.positional import PositionalConvolution
+from ..ops.folding import FoldedGRC
 from ..ops.linear import replace_linear_layers
 from ..options import GRCConfig
 
-__all__ = ['CachedBackbone']
+__all__ = ['CachedBackbone', 'make_layer']
 
 
 class CachedBackbone(nn.Module):
@@ -46,6 +48,11 @@ class CachedBackbone(nn.Module):
         """The GRC layers by name, in the order in which they run."""
         return {name: module for name, module in self.named_modules() if isinstance(module, GRC)}
 
+    def added_layers(self) -> dict[str, GRC | PositionalConvolution]:
+        """What ``grc`` adds to the stock backbone, by name: the GRC layers, or only their convolutions."""
+        kinds = (GRC, PositionalConvolution)
+        return {name: module for name, module in self.named_modules() if isinstance(module, kinds)}
+
     def reset_caches(self) -> None:
         """Empty every cache."""
         for layer in self.grc_layers().values():
@@ -61,7 +68,7 @@ class CachedBackbone(nn.Module):
         """
         if self.init_cfg is None:
             super().init_weights()
-            for layer in self.grc_layers().values():
+            for layer in self.added_layers().values():
                 layer.reset_parameters()
         else:
             weights = CheckpointLoader.load_checkpoint(self.init_cfg['checkpoint'], map_location='cpu')
@@ -107,12 +114,34 @@ class CachedBackbone(nn.Module):
             )
 
 
+def make_layer(
+    options: GRCConfig, stage: int, embed_dims: int, num_heads: int, **layer
+) -> FoldedGRC | PositionalConvolution | None:
+    """Make what the options add to an attention layer.
+
+    Args:
+        options: The options of the memory.
+        stage: The stage of the layer, from 0.
+        embed_dims: Its channels, ``D``.
+        num_heads: Its heads.
+        layer: Other arguments of :class:`~mmgrc.models.grc.GRC` that are not options.
+
+    Returns:
+        None in a stage that stays as it is.
+    """
+    if stage not in options.stages:
+        return None
+    if not options.memory:
+        return PositionalConvolution(embed_dims, num_heads, options.cache_ratio)
+    return FoldedGRC(embed_dims, num_heads, **options.of_stage(stage), **layer)
+
+
 def _warn_of_missing_layers(module: CachedBackbone, incompatible) -> None:
     missing = [key for key in incompatible.missing_keys if '.grc.' in key]
     unused = [key for key in incompatible.unexpected_keys if '.grc.' in key]
     if not missing and not unused:
         return
-    total = sum(len(layer.state_dict()) for layer in module.grc_layers().values())
+    total = sum(len(layer.state_dict()) for layer in module.added_layers().values())
     caches = sum(key.endswith('.grc.cache') for key in missing)
     message = (
         f'{len(missing)} of the {total} GRC tensors of {type(module).__name__} are not in the checkpoint'

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ..convert import convert_pvt
 from ..layers.patches import PatchEmbed
+from ..layers.positional import PositionalConvolution
 from ..layers.pvt import PVTEncoderLayer
 from ..ops.folding import FoldedGRC
 from ..options import GRCConfig
-from .cached import CachedBackbone
+from .cached import CachedBackbone, make_layer
 
 __all__ = ['GRCPyramidVisionTransformer', 'GRCPyramidVisionTransformerV2']
 
@@ -67,8 +68,7 @@ class GRCPyramidVisionTransformer(CachedBackbone, pvt.PyramidVisionTransformer):
                     # Stock PVT has NumPy integers here. Exporters mistake them for values that depend on the data.
                     block.pos_shape = tuple(map(int, block.pos_shape))
                 if isinstance(block, pvt.PVTEncoderLayer):
-                    grc_layer = _make_layer(block.attn, options, stage) if stage in options.stages else None
-                    blocks[index] = PVTEncoderLayer(block, grc_layer, with_cp)
+                    blocks[index] = PVTEncoderLayer(block, _make_layer(block.attn, options, stage), with_cp)
         self.init_caches(options)
 
     def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -103,9 +103,12 @@ class GRCPyramidVisionTransformerV2(GRCPyramidVisionTransformer, pvt.PyramidVisi
     """
 
 
-def _make_layer(attn: pvt.SpatialReductionAttention, options: GRCConfig, stage: int) -> FoldedGRC:
-    return FoldedGRC(
-        **options.of_stage(stage),
+def _make_layer(
+    attn: pvt.SpatialReductionAttention, options: GRCConfig, stage: int
+) -> FoldedGRC | PositionalConvolution | None:
+    return make_layer(
+        options,
+        stage,
         embed_dims=attn.embed_dims,
         num_heads=attn.num_heads,
         sr_ratio=attn.sr_ratio,

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ..convert import convert_swin
 from ..layers.patches import PatchEmbed, PatchMerging
+from ..layers.positional import PositionalConvolution
 from ..layers.swin import SwinBlock
 from ..ops.folding import FoldedGRC
 from ..options import GRCConfig
-from .cached import CachedBackbone
+from .cached import CachedBackbone, make_layer
 
 __all__ = ['GRCSwinTransformer']
 
@@ -65,8 +66,7 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
         self.patch_embed: nn.Module = PatchEmbed(self.patch_embed)
         for number, stage in enumerate(self.stages):
             for index, block in enumerate(stage.blocks):
-                grc_layer = _make_layer(block.attn.w_msa, options, number) if number in options.stages else None
-                stage.blocks[index] = SwinBlock(block, grc_layer)
+                stage.blocks[index] = SwinBlock(block, _make_layer(block.attn.w_msa, options, number))
             if stage.downsample and PatchMerging.fits(stage.downsample):
                 stage.downsample = PatchMerging(stage.downsample)
         self.init_caches(options)
@@ -114,9 +114,10 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
         return F.interpolate(grid, size=hw_shape, mode='bicubic').flatten(2).transpose(1, 2)
 
 
-def _make_layer(attn: swin.WindowMSA, options: GRCConfig, stage: int) -> FoldedGRC:
-    return FoldedGRC(
-        **options.of_stage(stage),
+def _make_layer(attn: swin.WindowMSA, options: GRCConfig, stage: int) -> FoldedGRC | PositionalConvolution | None:
+    return make_layer(
+        options,
+        stage,
         embed_dims=attn.embed_dims,
         num_heads=attn.num_heads,
         qkv_bias=attn.qkv.bias is not None,

@@ -8,6 +8,7 @@ from ..grc import GRC
 from ..ops.folding import project
 from ..ops.residual import add_residual
 from ..resampling import Resampling
+from .positional import PositionalConvolution
 
 __all__ = ['CachedAttention']
 
@@ -20,8 +21,8 @@ class CachedAttention(nn.Module):
 
     output_projection: str
     """The name of the layer whose output is ``O_self``."""
-    grc: GRC | None
-    """The GRC layer of this attention. None: the stock computation."""
+    grc: GRC | PositionalConvolution | None
+    """The GRC layer of this attention, or only its convolution. None: the stock computation."""
 
     def forward(
         self,
@@ -45,9 +46,13 @@ class CachedAttention(nn.Module):
         """
         heads, proj = self._attend_heads(x, hw_shape), self.get_submodule(self.output_projection)
         proj_drop, path_drop = self._dropouts()
-        if self.grc is None:
-            return add_residual(identity, proj_drop(proj(heads)), path_drop), None
-        out, new_cache = self.grc(x, project(heads, proj, proj_drop), hw_shape, cache, resampling)
+        new_cache = None
+        if isinstance(self.grc, GRC):
+            out, new_cache = self.grc(x, project(heads, proj, proj_drop), hw_shape, cache, resampling)
+        else:
+            out = proj_drop(proj(heads))
+            if self.grc is not None:
+                out = out + self.grc(x, hw_shape)
         return add_residual(identity, out, path_drop), new_cache
 
     def _attend_heads(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:

@@ -15,6 +15,7 @@ from ..ops.linear import linear
 from ..ops.residual import add_residual
 from .attention import CachedAttention
 from .feed_forward import run_in_chunks
+from .positional import PositionalConvolution
 
 __all__ = ['MixFFN', 'PVTEncoderLayer', 'SpatialReductionAttention']
 
@@ -24,12 +25,12 @@ class SpatialReductionAttention(CachedAttention):
 
     Args:
         stock: The layer of MMDetection whose submodules are adopted.
-        grc: The GRC layer of this attention. None: the stock computation.
+        grc: See :class:`CachedAttention`.
     """
 
     output_projection = 'attn.out_proj'
 
-    def __init__(self, stock: pvt.SpatialReductionAttention, grc: GRC | None = None) -> None:
+    def __init__(self, stock: pvt.SpatialReductionAttention, grc: GRC | PositionalConvolution | None = None) -> None:
         super().__init__()
         self.attn = stock.attn
         self.proj_drop = stock.proj_drop
@@ -97,11 +98,13 @@ class PVTEncoderLayer(CachedBlock):
 
     Args:
         stock: The block of MMDetection whose submodules are adopted.
-        grc: The GRC layer of its attention. None: the stock computation.
+        grc: See :class:`CachedAttention`.
         with_cp: See :class:`~mmgrc.models.cache.CachedBlock`.
     """
 
-    def __init__(self, stock: pvt.PVTEncoderLayer, grc: GRC | None = None, with_cp: bool = False) -> None:
+    def __init__(
+        self, stock: pvt.PVTEncoderLayer, grc: GRC | PositionalConvolution | None = None, with_cp: bool = False
+    ) -> None:
         super().__init__(with_cp)
         self.norm1 = stock.norm1
         self.attn = SpatialReductionAttention(stock.attn, grc)

@@ -19,6 +19,7 @@ from ..ops.residual import add_residual
 from ..ops.windows import make_windows
 from .attention import CachedAttention
 from .feed_forward import run_in_chunks
+from .positional import PositionalConvolution
 
 __all__ = ['FFN', 'ShiftWindowMSA', 'SwinBlock']
 
@@ -56,12 +57,12 @@ class ShiftWindowMSA(CachedAttention):
 
     Args:
         stock: The layer of MMDetection whose submodules are adopted.
-        grc: The GRC layer of this attention. None: the stock computation.
+        grc: See :class:`CachedAttention`.
     """
 
     output_projection = 'w_msa.proj'
 
-    def __init__(self, stock: swin.ShiftWindowMSA, grc: GRC | None = None) -> None:
+    def __init__(self, stock: swin.ShiftWindowMSA, grc: GRC | PositionalConvolution | None = None) -> None:
         super().__init__()
         self.window_size = stock.window_size
         self.shift_size = stock.shift_size
@@ -117,10 +118,10 @@ class SwinBlock(CachedBlock):
 
     Args:
         stock: The block of MMDetection whose submodules and ``with_cp`` are adopted.
-        grc: The GRC layer of its attention. None: the stock computation.
+        grc: See :class:`CachedAttention`.
     """
 
-    def __init__(self, stock: swin.SwinBlock, grc: GRC | None = None) -> None:
+    def __init__(self, stock: swin.SwinBlock, grc: GRC | PositionalConvolution | None = None) -> None:
         super().__init__(stock.with_cp)
         self.norm1 = stock.norm1
         self.attn = ShiftWindowMSA(stock.attn, grc)

@@ -259,14 +259,17 @@ def _silence(layer: GRC | PositionalConvolution) -> Tensor:
     Returns:
         (D,), the factor of each channel of ``O_self`` in the mix: 1 - σ(λ), or 1 without a memory.
     """
-    has_memory = isinstance(layer, GRC)
-    for last in (layer.mem_attn.proj if has_memory else None, layer.pos_conv):
-        if last is not None:
-            for parameter in last.parameters():
-                nn.init.zeros_(parameter)
-    if not has_memory:
-        return layer.pos_conv.weight.new_ones(layer.embed_dims)
+    if layer.pos_conv is not None:
+        _set_to_zero(layer.pos_conv)
+    if not isinstance(layer, GRC):
+        return torch.ones(layer.embed_dims, device=layer.pos_conv.weight.device)
+    _set_to_zero(layer.mem_attn.proj)
     return (1 - layer.lam.sigmoid()).repeat_interleave(layer.embed_dims // layer.num_heads)
+
+
+def _set_to_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def pvt_config(state: Mapping[str, Tensor]) -> dict:

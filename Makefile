@@ -11,7 +11,8 @@ DEMO := work_dirs/demo
 CHECKPOINT := $(DEMO)/epoch_5.pth
 # make demo OPTIONS='KEY=VALUE ...': more entries for --cfg-options.
 OPTIONS ?=
-CFG_OPTIONS := $(if $(OPTIONS),--cfg-options $(OPTIONS))
+# Only the last checkpoint is kept: each has 200 MB.
+CFG_OPTIONS := --cfg-options default_hooks.checkpoint.max_keep_ckpts=1 $(OPTIONS)
 
 .PHONY: help env env-full demo test test-fast coverage test-slurm lint format tables docs clean-demo
 help: ## List the targets

@@ -30,8 +30,6 @@ FAST = [
     'default_hooks.grc_monitor.interval=4',
     'randomness.seed=1',
 ]
-# The config keeps the last checkpoint alone.
-KEEP_ALL = 'default_hooks.checkpoint.max_keep_ckpts=-1'
 
 
 quick_configs.remember()
@@ -70,6 +68,6 @@ def run_tool(python, shapes):
 def trained(tmp_path_factory, run_tool):
     """A work dir after two epochs: both checkpoints, logs of losses, mAP and memory, and the dumped config."""
     work_dir = tmp_path_factory.mktemp('work') / 'run'
-    options = [*FAST, 'train_cfg.max_epochs=2', KEEP_ALL]
+    options = [*FAST, 'train_cfg.max_epochs=2']
     run_tool('train', SHAPES_CONFIG, '--work-dir', work_dir, '--cfg-options', *options, check=True)
     return work_dir

@@ -17,8 +17,7 @@ optim_wrapper = dict(
     # From scratch, the first updates would otherwise be too large.
     clip_grad=dict(max_norm=1.0, norm_type=2))
 
-# One checkpoint of 200 MB, the last; a run goes on from it.
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=10))
 # 1 process x 2 images.
 auto_scale_lr = dict(enable=False, base_batch_size=2)
 # Reproducible, as far as the machine allows.

@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmgrc.engine.exact_resume_hook import random_state, set_random_state
 from mmgrc.engine.stop_signal_hook import StopSignalHook
 from mmgrc.runs.checkpoint import last_good_checkpoint, read_checkpoint
-from tests.conftest import KEEP_ALL, NARROW, SHAPES_CONFIG
+from tests.conftest import NARROW, SHAPES_CONFIG
 from tests.helpers.processes import Tool
 
 EPOCHS, STEPS = 3, 4  # 8 images, 2 at a time
@@ -25,7 +25,6 @@ OPTIONS = [
     'train_dataloader.dataset.indices=8',
     'val_dataloader.dataset.indices=1',
     'train_cfg.val_interval=1',
-    KEEP_ALL,
 ]
 SEED = 'randomness.seed=5'
 

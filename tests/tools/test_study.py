@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import KEEP_ALL, NARROW, REPOSITORY, SHAPES_CONFIG
+from tests.conftest import NARROW, REPOSITORY, SHAPES_CONFIG
 
 EPOCHS, STEPS = 2, 4  # 8 images, 2 at a time
 TABLE = {
     'config': SHAPES_CONFIG,
     'cfg_options': [
         *NARROW,
-        KEEP_ALL,
         f'train_cfg.max_epochs={EPOCHS}',
         'train_cfg.val_interval=1',
         'train_dataloader.dataset.indices=8',

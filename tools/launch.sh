@@ -1,11 +1,11 @@
-# Sourced by the launchers in this folder: what they share.
+# Functions that the launchers in this folder share. They source this file.
 # shellcheck shell=bash
-# shellcheck disable=SC2034  # DRY_RUN, TOOLS and ARGS are read by those that source this file.
+# shellcheck disable=SC2034  # DRY_RUN, TOOLS and ARGS are read by the scripts that source this file.
 
 TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PYTHON=${PYTHON:-python}
 
-# parse MINIMUM "$@": store the arguments without --dry-run in ARGS. If there are too few, print the script's header.
+# parse MINIMUM "$@": store the arguments without --dry-run in ARGS. If there are too few, print the header of the script.
 parse() {
     local minimum=$1 arg
     shift
@@ -22,7 +22,7 @@ parse() {
     fi
 }
 
-# usage [MESSAGE]: print it and the header of the running script, and exit. With a message, the exit code is 2.
+# usage [MESSAGE]: print the message and the header of the running script, and exit. With a message, the exit code is 2.
 usage() {
     local message=${1:-}
     [[ -z $message ]] || printf '%s\n\n' "$message"
@@ -37,7 +37,7 @@ whole() {
     fi
 }
 
-# start COMMAND...: run it instead of this shell, or print it.
+# start COMMAND...: replace this shell with the command, or print it with --dry-run.
 start() {
     if $DRY_RUN; then
         printf '%q ' "$@"
@@ -62,7 +62,7 @@ start_torchrun() {
         "$TOOLS/$tool.py" "$@" --launcher pytorch
 }
 
-# slurm_resources: RESOURCES for srun and sbatch from GPUS, GPUS_PER_NODE and CPUS_PER_TASK.
+# slurm_resources: set RESOURCES, the options of srun and sbatch, from GPUS, GPUS_PER_NODE and CPUS_PER_TASK.
 slurm_resources() {
     local gpus=${GPUS:-8} per_node
     whole GPUS "$gpus" 1
@@ -85,8 +85,8 @@ start_srun() {
         "$PYTHON" -u "$TOOLS/$tool.py" "$@" --launcher slurm
 }
 
-# start_sbatch PARTITION JOB_NAME FOLDER LOG [OPTION...] -- SCRIPT ARGUMENT...: submit a job that Slurm signals before its
-# time limit, and that may be requeued. The log goes to the folder.
+# start_sbatch PARTITION JOB_NAME FOLDER LOG [OPTION...] -- SCRIPT ARGUMENT...: submit a job that may be requeued. Slurm
+# signals it before its time limit. The log is written to the folder.
 start_sbatch() {
     local partition=$1 name=$2 folder=$3 log=$4 options=() extra
     shift 4
@@ -98,18 +98,18 @@ start_sbatch() {
     whole STOP_BEFORE "${STOP_BEFORE:-300}" 1
     slurm_resources
     read -ra extra <<< "${SBATCH_ARGS:-}"
-    # sbatch fails without a word where the log has no folder.
+    # sbatch fails without a message if the folder of the log is missing.
     $DRY_RUN || mkdir -p "$folder"
     start sbatch --partition="$partition" --job-name="$name" "${RESOURCES[@]}" --requeue --open-mode=append \
         --signal="B:USR1@${STOP_BEFORE:-300}" --output="$folder/$log" "${options[@]}" "${extra[@]}" "$@"
 }
 
-# requeue_when_stopped COMMAND...: inside a job, run it and exit as it does. It gets the signal that Slurm sends before the
-# time limit; where it ends by that, with an error, the job is put into the queue again.
+# requeue_when_stopped COMMAND...: inside a job, run the command and exit with its exit code. The command gets the signal
+# that Slurm sends before the time limit. If it then ends with an error, the job is requeued.
 requeue_when_stopped() {
     local code=0 stopping=false
     "$@" &
-    # srun hands the signal on to all ranks.
+    # srun forwards the signal to all ranks.
     trap 'stopping=true; kill -USR1 $!' USR1
     wait $! || code=$?
     # The trap ended that wait, not the command.

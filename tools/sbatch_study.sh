@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Submit runs of a study to Slurm as a job array, a run a task. `tools/study.py TABLE --slurm PARTITION` starts it:
+# Submit runs of a study to Slurm as a job array, one run per task. `tools/study.py TABLE --slurm PARTITION` calls it:
 #   [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [SBATCH_ARGS=...] [STOP_BEFORE=300] \
 #       tools/sbatch_study.sh PARTITION JOB_NAME INDICES WORK_DIR TABLE [--dry-run]
 #
-# GPUS and the others are of one run, as in tools/slurm_train.sh. A run that needs more than the time limit is stopped with
-# a checkpoint, requeued and goes on, as in tools/sbatch_train.sh. The logs are WORK_DIR/slurm-JOBID_INDEX.out.
+# GPUS and the other variables apply to one run, as in tools/slurm_train.sh. A run that needs more than the time limit
+# writes a checkpoint, is requeued and resumes, as in tools/sbatch_train.sh. The logs are WORK_DIR/slurm-JOBID_INDEX.out.
 set -euo pipefail
 
-# The job: Slurm runs a copy of this file, so the folder of the tools is handed on.
+# The job: Slurm runs a copy of this file, so it needs the folder of the tools as an argument.
 if [[ ${1:-} == --job ]]; then
     # shellcheck source=tools/launch.sh
     . "$2/launch.sh"

@@ -1,4 +1,4 @@
-"""Train a table of arms over several seeds, and compare them: docs/study.md."""
+"""Train the arms of a table over several seeds and compare them. See docs/study.md."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def main() -> int | str | None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('table', metavar='TABLE', help='YAML file of arms and seeds')
     parser.add_argument('--work-dir', metavar='DIR', help='folder of the study (default: work_dirs/studies/TABLE)')
-    parser.add_argument('--jobs', type=_whole, metavar='N', help='runs at once (default: 1, or one on each of --gpus)')
-    parser.add_argument('--gpus', metavar='IDS', help='GPUs for the jobs, such as 0,1,2,3 (default: as the runs find)')
-    parser.add_argument('--threads', type=_whole, metavar='N', help='CPU threads of a run (default: cores / jobs)')
+    parser.add_argument('--jobs', type=_whole, metavar='N', help='runs at once (default: 1, or one per GPU of --gpus)')
+    parser.add_argument('--gpus', metavar='IDS', help='GPUs for the jobs, such as 0,1,2,3 (default: all visible)')
+    parser.add_argument('--threads', type=_whole, metavar='N', help='CPU threads per run (default: cores / jobs)')
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument('--slurm', metavar='PARTITION', help='submit the unfinished runs as a job array, --jobs at once')
-    mode.add_argument('--run', type=int, metavar='INDEX', help='do the run of this place, counted from 0, alone')
-    mode.add_argument('--summary', action='store_true', help='only write the tables of what is finished')
-    parser.add_argument('--dry-run', action='store_true', help='print the commands')
+    mode.add_argument('--run', type=int, metavar='INDEX', help='train only this run, counted from 0')
+    mode.add_argument('--summary', action='store_true', help='only write the tables of the finished runs')
+    parser.add_argument('--dry-run', action='store_true', help='print the commands instead of running them')
     args = parser.parse_args()
     gpus = args.gpus.split(',') if args.gpus else []
     try:

@@ -1,4 +1,4 @@
-"""Reading of images, and the generated data set."""
+"""Read images, and generate data sets."""
 
 from .shapes import CLASSES, write_shapes
 

@@ -1,4 +1,4 @@
-"""Images of the hard generated set: outline and texture tell the classes apart, colour does not."""
+"""Draw images of the hard generated set: outline and texture tell the classes apart, colour does not."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from .outlines import CLASSES, OTHER_OUTLINES, draw_outline
 
 __all__ = ['HardShapes']
 
-# Textures that look the same in a mirror: training flips images.
+# Textures that look the same when mirrored, since training flips images.
 _KINDS = ('rows', 'columns', 'checks', 'diamonds', 'dots', 'shifted dots', 'rings')
 _PERIODS = (4.0, 7.0)
-"""Of textures, in pixels."""
+"""Periods of textures, in pixels."""
 _TEXTURES_OF_A_CLASS = 3
 _FOREIGN_TEXTURES = 3
 _SCENES = 4
 _RADII = (0.055, 0.17)
-"""Smallest and largest radius of an outline, as shares of the image's shorter side."""
+"""Smallest and largest radius of an outline, as fractions of the shorter side of the image."""
 _LEAST_RADIUS = 5
 """In pixels: two periods of the finest texture."""
 _MIN_VISIBLE = 0.5
-"""Nothing is placed where less than this share of an object's area would stay visible."""
+"""An item is placed only if each object below it keeps this fraction of its area visible."""
 _MIN_CONTRAST = 60
-"""Least distance, in RGB, of the two colours of a texture."""
+"""Minimum distance, in RGB, between the two colours of a texture."""
 _HIDDEN = 2
-"""Where an image has its split in the seed: what all images share is drawn from here."""
+"""Takes the place of the split in the seed of an image: the seed of the shared rules."""
 
 
 class _Texture(NamedTuple):
@@ -38,29 +38,31 @@ class _Texture(NamedTuple):
 
 class _Scene(NamedTuple):
     patches: tuple[int, int]
-    """Rows and columns of the patchwork in the background."""
+    """Rows and columns of patches in the background."""
     frequencies: np.ndarray
-    """(3,): how often each class is seen there."""
+    """(3,): how frequent each class is."""
 
 
 class _Item(NamedTuple):
     label: int | None
-    """Index of the class; None: no object."""
+    """Index of the class. None: not an object."""
     mask: np.ndarray
     """(H, W), bool: the whole item."""
     texture: _Texture | None
-    """None: one colour."""
+    """None: a single colour."""
     centre: tuple[float, float]
 
 
 class HardShapes:
-    """Draws images that have hidden rules in common, which training and validation share and no image shows.
+    """Draws images that share hidden rules. The rules are the same in training and validation, and no image shows them.
 
-    - A dictionary of textures. The objects of a class have one of its three. A circle, square or triangle with one of
-      three foreign textures is no object, and neither is a star or a cross with a texture of a class.
-    - Four kinds of scenes, known by the grain of their background. Each has its own frequencies of the classes.
+    - A dictionary of textures. Each class has three textures, and its objects have one of them. A circle, square or
+      triangle with one of three foreign textures is not an object. Neither is a star or a cross with a texture of a
+      class.
+    - Four kinds of scenes, which differ in the grain of their background. Each has its own class frequencies.
 
-    Colours are drawn alike for everything. Objects are small, and others, distractors and bars lie on them.
+    All colours are drawn from the same distribution. Objects are small. Other objects, distractors and bars occlude
+    them.
 
     Args:
         seed: Seed of the rules.
@@ -81,25 +83,25 @@ class HardShapes:
         """Draw an image.
 
         Args:
-            rng: What it is drawn from.
-            width: In pixels.
-            height: In pixels.
+            rng: Random number generator.
+            width: Width of the image, in pixels.
+            height: Height of the image, in pixels.
 
         Returns:
-            The image (H, W, 3), uint8, BGR, and of each object the index of its class and what is visible of it
-            (H, W), bool.
+            The image (H, W, 3), uint8, BGR. And for each object, the index of its class and its visible mask (H, W),
+            bool.
         """
         scene = self.scenes[rng.integers(_SCENES)]
         patches = (rng.uniform(70, 180) + rng.uniform(-60, 60, (*scene.patches, 3))).astype(np.float32)
         canvas = cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC)
-        # The first is an object and always finds a place.
+        # The first item is an object and always finds a position.
         wanted = ['object'] * int(rng.integers(1, 6)) + ['distractor'] * int(rng.integers(2, 6))
         wanted += ['bar'] * int(rng.integers(0, 3))
         order = [wanted[0], *(wanted[1:][i] for i in rng.permutation(len(wanted) - 1))]
         objects: list[_Item] = []
         visible: list[np.ndarray] = []
         for kind in order:
-            # Where an image is crowded, it ends with fewer items than were wanted.
+            # Crowded images end with fewer items than planned.
             for _ in range(10):
                 item = self._random_item(rng, kind, scene, width, height)
                 remaining = [mask & ~item.mask for mask in visible]
@@ -130,7 +132,7 @@ class HardShapes:
                 outline = OTHER_OUTLINES[rng.integers(len(OTHER_OUTLINES))]
         texture = textures[rng.integers(len(textures))]
         smallest, largest = (share * min(width, height) for share in _RADII)
-        # Small ones are more frequent than large ones, as in real images.
+        # Small objects are more frequent than large ones, as in real images.
         radius = max(float(np.exp(rng.uniform(np.log(smallest), np.log(largest)))), _LEAST_RADIUS)
         x, y = rng.uniform([radius / 2, radius / 2], [width - radius / 2, height - radius / 2])
         mask = draw_outline(outline, width, height, (x, y), radius, rng.uniform(-0.4, 0.4))
@@ -138,7 +140,7 @@ class HardShapes:
 
 
 def _paint(rng: np.random.Generator, item: _Item, width: int, height: int) -> np.ndarray:
-    """The item's colours at each pixel of the image, (H, W, 3)."""
+    """Return the colours of the item at each pixel of the image, (H, W, 3)."""
     first = second = rng.uniform(20, 235, 3)
     if item.texture is None:
         return np.broadcast_to(first, (height, width, 3))
@@ -151,7 +153,7 @@ def _paint(rng: np.random.Generator, item: _Item, width: int, height: int) -> np
 def _is_bright(
     texture: _Texture, phase: np.ndarray, centre: tuple[float, float], width: int, height: int
 ) -> np.ndarray:
-    """Which pixels have the first of a texture's two colours, (H, W), bool."""
+    """Return which pixels have the first of the two colours of a texture, (H, W), bool."""
     y, x = np.mgrid[:height, :width].astype(float)
     if texture.kind == 'rings':
         return _odd(np.hypot(x - centre[0], y - centre[1]), texture)
@@ -170,5 +172,5 @@ def _is_bright(
 
 
 def _odd(distance: np.ndarray, texture: _Texture) -> np.ndarray:
-    """Whether a distance lies in the second half of a period."""
+    """Return whether a distance lies in the second half of a period."""
     return distance % texture.period >= texture.period / 2

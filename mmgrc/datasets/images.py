@@ -1,4 +1,4 @@
-"""Read images in the same way for the model and for drawings."""
+"""Read images the same way for the model and for drawing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ['read_image']
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image as MMDetection's ``LoadImageFromFile`` does, so that boxes and masks fit it.
 
-    Whatever the format of the file (grey, palette, transparency, 16 bits, CMYK), the result has three channels and
-    8 bits. The EXIF orientation is applied.
+    The result always has three channels and 8 bits, whatever the format of the file (grey, palette, transparency,
+    16 bits, CMYK). The EXIF orientation is applied.
 
     Args:
-        path: A file, or an address that a backend of MMEngine can read (``s3://...``).
+        path: A file, or a URL that a file backend of MMEngine can read (``s3://...``).
 
     Returns:
         (H, W, 3), BGR, uint8.

@@ -1,4 +1,4 @@
-"""Outlines that the generated data sets are made of."""
+"""Draw the outlines of the generated data sets."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _CORNERS = {'square': 4, 'triangle': 3}
 def draw_outline(
     name: str, width: int, height: int, centre: tuple[float, float], radius: float, tilt: float = 0
 ) -> np.ndarray:
-    """The pixels inside an outline.
+    """Return the pixels inside an outline.
 
     Args:
         name: One of :data:`CLASSES` or :data:`OTHER_OUTLINES`.
         width: Width of the image, in pixels.
         height: Height of the image, in pixels.
-        centre: Its x and y, in pixels.
-        radius: Half of a circle's diameter, in pixels. The corners of the others lie a fifth farther from the centre,
-            so that the areas are alike.
-        tilt: Angle, in radians. At 0 an outline stands on a side. A circle has none.
+        centre: x and y of its centre, in pixels.
+        radius: Radius of a circle, in pixels. The corners of the others are a fifth farther from the centre, so that
+            the areas are similar.
+        tilt: Angle, in radians. At 0, an outline stands on one side. It does not apply to a circle.
 
     Returns:
         (H, W), bool.
@@ -43,7 +43,7 @@ def draw_outline(
         reach = np.tile([1.35, 0.6], 5)
         angles = -np.pi / 2 + tilt + np.pi * np.arange(10) / 5
     else:
-        # A plus: the inner corner before each of its four arms, and the two at the arm's end.
+        # A plus sign: for each of its four arms, the inner corner before it and the two corners at its end.
         reach = np.tile([0.57, 1.3, 1.3], 4)
         angles = tilt + np.repeat(np.pi / 2 * np.arange(4), 3) + np.tile([-np.pi / 4, -0.31, 0.31], 4)
     points = np.stack([x + reach * radius * np.cos(angles), y + reach * radius * np.sin(angles)], axis=1)

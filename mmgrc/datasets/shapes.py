@@ -1,4 +1,4 @@
-"""Generate a data set for instance segmentation in COCO's format: circles, squares and triangles."""
+"""Generate a data set for instance segmentation in COCO format: circles, squares and triangles."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def write_shapes(
         images: Number of training images.
         val: Number of validation images.
         size: Width and height of an image, in pixels.
-        seed: Seed of all that is random.
-        hard: Draw :class:`~mmgrc.datasets.hard_shapes.HardShapes`: small objects known by outline and texture, among
-            distractors, with rules that persist over the data set. Classes and files are the same.
+        seed: Seed of everything random.
+        hard: Draw :class:`~mmgrc.datasets.hard_shapes.HardShapes`: small objects, defined by outline and texture, among
+            distractors. Their rules are the same for the whole data set. Classes and files are the same as without.
 
     Raises:
         ValueError: A number is too small.
@@ -103,7 +103,7 @@ def _annotation(annotation_id: int, image_id: int, label: int, mask: np.ndarray)
 
 
 def _draw_image(rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """An image (H, W, 3), BGR, and its shapes' labels and visible masks (H, W), bool."""
+    """Draw an image (H, W, 3), BGR. Also return the label and the visible mask (H, W), bool, of each shape."""
     canvas = _draw_background(rng, width, height)
     shapes: list[_Shape] = []
     visible: list[np.ndarray] = []
@@ -125,7 +125,7 @@ def _draw_image(rng: np.random.Generator, width: int, height: int) -> tuple[np.n
 
 
 def _draw_background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """A dim, blurred background (H, W, 3), float, with lines and crosses that are not objects."""
+    """Draw a dim, blurred background (H, W, 3), float, with lines and crosses that are not objects."""
     patches = (rng.uniform(70, 180) + rng.uniform(-40, 40, (4, 5, 3))).astype(np.float32)
     canvas = cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC)
     for _ in range(int(rng.integers(2, 7))):
@@ -138,12 +138,12 @@ def _draw_background(rng: np.random.Generator, width: int, height: int) -> np.nd
 
 
 def _random_shape(rng: np.random.Generator, width: int, height: int, canvas: np.ndarray) -> _Shape:
-    """A shape that is at least half inside the image, in a colour that differs from what it covers."""
+    """Return a shape that is at least half inside the image. Its colour differs from what it covers."""
     label = int(rng.integers(len(CLASSES)))
-    # Small ones are more frequent than large ones, as in real images.
+    # Small shapes are more frequent than large ones, as in real images.
     radius = min(width, height) * float(np.exp(rng.uniform(np.log(0.14), np.log(0.34))))
     x, y = rng.uniform([radius / 2, radius / 2], [width - radius / 2, height - radius / 2])
-    # Standing on a side, give or take a tilt.
+    # It stands on one side, up to a tilt.
     tilt = 0.0 if CLASSES[label] == 'circle' else float(rng.uniform(-0.4, 0.4))
     mask = draw_outline(CLASSES[label], width, height, (x, y), radius, tilt)
     under = canvas[mask].mean(axis=0)

@@ -1,4 +1,4 @@
-"""Studies: trainings of several arms over several seeds, and what they say together."""
+"""Studies: train several arms over several seeds, and compare them."""
 
 from .run import run_one, run_study
 from .slurm import submit

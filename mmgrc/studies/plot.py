@@ -1,4 +1,4 @@
-"""A study in a picture: a point for each seed, and the mean with its interval."""
+"""Plot a study: a point for each seed, and each mean with its interval."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ['plot_study']
 
 
 def plot_study(study: Study, values: Mapping[str, Mapping[str, Mapping[int, float]]], out: str | Path) -> None:
-    """Draw the metrics of each arm, and below them the differences to the reference, seed by seed.
+    """Draw the metrics of each arm, and below them the differences from the reference, paired by seed.
 
     Args:
         study: The table.
         values: Values by metric, arm and seed.
-        out: Picture to write.
+        out: Image file to write.
     """
     arms = list(next(iter(values.values())))
     compared = [arm for arm in arms if study.reference in arms and arm != study.reference]
@@ -42,7 +42,7 @@ def plot_study(study: Study, values: Mapping[str, Mapping[str, Mapping[int, floa
             pairs = {arm: difference(by_arm[arm], by_arm[study.reference]) for arm in compared}
             _draw(axes[1, column], {arm: values for arm, values in pairs.items() if values})
             axes[1, column].axhline(0, color='0.4', linewidth=0.8, linestyle=':')
-            axes[1, column].set_title(f'difference to {study.reference}, by seed', fontsize=10)
+            axes[1, column].set_title(f'difference from {study.reference}, by seed', fontsize=10)
     figure.supxlabel(f'bars: mean and its {LEVEL:.0%} interval', fontsize=8)
     write_plainly(figure)
     figure.savefig(out, dpi=130)
@@ -50,9 +50,9 @@ def plot_study(study: Study, values: Mapping[str, Mapping[str, Mapping[int, floa
 
 
 def _draw(axis: Axes, by_arm: Mapping[str, Sequence[float]]) -> None:
-    """A column for each arm."""
+    """Draw a column for each arm."""
     for place, values in enumerate(by_arm.values()):
-        # Seeds side by side in the same order everywhere: equal values stay apart.
+        # Seeds are drawn side by side, in the same order in every column, so that equal values do not overlap.
         offsets = np.linspace(-0.25, 0, len(values)) if len(values) > 1 else [-0.12]
         axis.plot(place + np.asarray(offsets), values, 'o', markersize=3.5, color='C0', alpha=0.6)
         mean = estimate(values)

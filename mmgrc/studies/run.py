@@ -1,4 +1,4 @@
-"""The runs of a study, one after the other or several at once, with a bar or a line for each."""
+"""Train the runs of a study, one by one or several at once, and report the progress."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ __all__ = ['run_one', 'run_study']
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 60
-"""From Ctrl-C to the end of trainings that have not saved a checkpoint by then."""
+"""Time after Ctrl-C in which trainings can save a checkpoint. After it they are killed."""
 _TAIL_LINES = 15
-# As tools/train.py ends: on Slurm's signal with what sysexits.h has for "try again", else as shells have it.
+# The same as in tools/train.py: EX_TEMPFAIL of sysexits.h for Slurm's signal. For other signals, 128 plus the number.
 _EXIT_CODES = {signal.SIGUSR1: 75}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def run_study(study: Study, work_dir: str | Path, jobs: int = 1, threads: int = 0, gpus: Sequence[str] = ()) -> int:
-    """Do all runs of a study that are not finished, and write what came of them.
+    """Train all unfinished runs of a study and write the results.
 
     Args:
         study: The table.
         work_dir: Folder of the study.
-        jobs: How many trainings at once.
-        threads: ``OMP_NUM_THREADS`` of each, where the table does not set it; 0: the machine's cores shared out.
-        gpus: GPUs that are shared out to the jobs, by their CUDA numbers.
+        jobs: Number of trainings that run at once.
+        threads: ``OMP_NUM_THREADS`` of each training, unless the table sets it. 0 divides the CPU cores among the jobs.
+        gpus: CUDA device numbers. They are distributed over the jobs.
 
     Returns:
-        Exit code: 0 where all runs are finished, 1 where some failed or are another process's, after a signal what
-        shells have for it.
+        Exit code: 0 if all runs are finished, 1 if a run failed, could not start, or is running in another process.
+        After a signal, 75 for SIGUSR1 and 128 plus its number for the others.
 
     Raises:
-        InputError: A run's folder is of another run. Nothing was started.
+        InputError: A run's folder belongs to another run. No run was started.
     """
     runs = study.runs(work_dir)
     for run in runs:
@@ -56,19 +56,21 @@ def run_study(study: Study, work_dir: str | Path, jobs: int = 1, threads: int = 
 
 
 def run_one(study: Study, work_dir: str | Path, index: int, threads: int = 0) -> int:
-    """Do one run of a study, as a task of a batch system's array; of several Slurm tasks each is a rank.
+    """Train one run of a study, as one task of a batch system's job array.
+
+    If the job has several Slurm tasks, each of them is a rank of the run.
 
     Args:
         study: The table.
         work_dir: Folder of the study.
-        index: Place of the run among :meth:`Study.runs`.
+        index: Index of the run in :meth:`Study.runs`.
         threads: See :func:`run_study`.
 
     Returns:
-        Exit code, see :func:`run_study`; 75 after SIGUSR1: the run goes on when it is started again.
+        Exit code, see :func:`run_study`. After 75 (SIGUSR1) the same call resumes the run.
 
     Raises:
-        InputError: The run's folder is of another run.
+        InputError: The run's folder belongs to another run.
     """
     run = study.runs(work_dir)[index]
     check_definition(run)
@@ -76,7 +78,7 @@ def run_one(study: Study, work_dir: str | Path, index: int, threads: int = 0) ->
 
 
 class _Schedule:
-    """Starts trainings, watches them and tells of them, all in one thread."""
+    """Starts, monitors and reports trainings, all in one thread."""
 
     def __init__(
         self, study: Study, runs: Sequence[Run], jobs: int, threads: int, gpus: Sequence[str], ranks: bool = False
@@ -87,18 +89,18 @@ class _Schedule:
         self._console = Console(highlight=False, soft_wrap=True)
         self._results: dict[Run, Result] = {}
         self._waiting: list[Run] = []
-        # A place for each job, which has its GPU.
+        # One slot for each job. Each slot has its GPU.
         self._active: list[Training | None] = [None] * jobs
         self._problems = 0
         self._signal: int | None = None
         self._kill_at = float('inf')
 
     def say(self, text: str) -> None:
-        """Print a text as it is."""
+        """Print a text without markup."""
         self._console.print(text, markup=False)
 
     def run(self, after_each: Callable[[], None] = lambda: None) -> int:
-        """Do the runs; returns the exit code."""
+        """Train the runs and return the exit code."""
         for run in self._runs:
             result = read_result(run)
             if result.status == 'finished':
@@ -106,7 +108,7 @@ class _Schedule:
                 self._tidy(run)
             else:
                 self._waiting.append(run)
-        self.say(f'{len(self._runs)} runs, {len(self._results)} of them finished before')
+        self.say(f'{len(self._runs)} runs, {len(self._results)} of them already finished')
         with _signals(self._on_signal), self._progress() as progress:
             task = progress.add_task(self._study.name, runs='', left='')
             try:
@@ -117,16 +119,16 @@ class _Schedule:
                     time.sleep(_POLL_SECONDS)
                 progress.update(task, refresh=True, **self._state())
             finally:
-                # None is left after a run to the end.
+                # None is left unless an error ended the loop.
                 for training in self._trainings():
                     training.kill()
         if self._signal is not None:
-            self.say('study: stopped. The same command goes on.')
+            self.say('study: stopped. The same command resumes it.')
             return _EXIT_CODES.get(self._signal, 128 + self._signal)
         return 1 if self._problems else 0
 
     def _progress(self) -> Progress:
-        # No thread that draws: children are started from this one.
+        # Without a thread for drawing, since this thread starts the child processes.
         return Progress(
             TextColumn('{task.description}'),
             BarColumn(),
@@ -137,7 +139,7 @@ class _Schedule:
         )
 
     def _state(self) -> dict:
-        """What the bar shows: computing time, done and left."""
+        """Return what the bar shows: the computing time that is done and left."""
         left = self._seconds_left()
         done = sum(result.wall_time or 0 for result in self._results.values())
         done += sum(training.seconds for training in self._trainings())
@@ -152,7 +154,7 @@ class _Schedule:
         return [training for training in self._active if training is not None]
 
     def _step(self) -> bool:
-        """Start what can be started; whether anything is to be done."""
+        """Start what can be started, and return whether anything is still running."""
         if self._signal is not None:
             self._waiting.clear()
         for place, training in enumerate(self._active):
@@ -171,14 +173,14 @@ class _Schedule:
             return Training(run, env, self._ranks)
         except BlockingIOError:
             self._problems += 1
-            self.say(f'{run}: left out, for another process is at it')
+            self.say(f'{run}: skipped: another process is running it')
         except OSError as error:
             self._problems += 1
-            self.say(f'{run}: cannot be started: {error}')
+            self.say(f'{run}: cannot start: {error}')
         return None
 
     def _collect(self) -> bool:
-        """Take what has ended; whether there was anything."""
+        """Collect the trainings that have ended, and return whether there were any."""
         ended = False
         for place, training in enumerate(self._active):
             if training is None:
@@ -212,10 +214,14 @@ class _Schedule:
         self.say('\n'.join([f'{start}: {result.message}, {took}. The end of {log}:', *(f'    {x}' for x in lines)]))
 
     def _seconds_left(self) -> float | None:
-        """Computing time to the end, as far as it can be known: of what runs, what it says; of the rest, the mean."""
+        """Estimate the computing time that is left; None if nothing is known yet.
+
+        A running training logs its own estimate. The other runs are estimated by the mean of the known ones. These are
+        runs of the same arm, if there are any.
+        """
         known = [(run.arm, r.wall_time) for run, r in self._results.items() if r.status == 'finished' and r.wall_time]
         left = 0.0
-        # Runs of which only the others can tell, and how long they have been at work.
+        # Runs that can only be estimated from other runs, and how long they have been running.
         unknown = [(run, 0.0) for run in self._waiting]
         for training in self._trainings():
             seconds = training.seconds_left()
@@ -239,14 +245,14 @@ class _Schedule:
                 training.kill()
             else:
                 training.stop()
-        # Who sends SIGUSR1 knows when he will end the job.
+        # The sender of SIGUSR1 decides when to end the job.
         if number != signal.SIGUSR1:
             self._kill_at = time.monotonic() + _GRACE_SECONDS
 
 
 @contextmanager
 def _signals(on_signal: Callable[[int], None]):
-    """Hand the signals that ask for an end to a function."""
+    """Pass the signals that ask for an end to a function."""
     previous = {number: signal.signal(number, lambda n, frame: on_signal(n)) for number in _SIGNALS}
     try:
         yield

@@ -1,4 +1,4 @@
-"""A study as a job array of Slurm: each task does one run."""
+"""Submit a study to Slurm as a job array: each task trains one run."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ __all__ = ['submit']
 def submit(
     study: Study, work_dir: str | Path, partition: str, at_once: int | None = None, dry_run: bool = False
 ) -> int:
-    """Submit the runs that are not finished, by ``tools/sbatch_study.sh``.
+    """Submit the unfinished runs with ``tools/sbatch_study.sh``.
 
     Args:
         study: The table.
-        work_dir: Folder of the study, which all nodes see.
-        partition: Slurm's partition.
-        at_once: How many tasks may run at once; None: as many as Slurm lets.
-        dry_run: Print the command instead.
+        work_dir: Folder of the study. All nodes must see it.
+        partition: Partition of Slurm.
+        at_once: Number of tasks that may run at once. None leaves it to Slurm.
+        dry_run: Print the command instead of running it.
 
     Returns:
         Exit code of ``sbatch``.
 
     Raises:
-        InputError: A run's folder is of another run.
+        InputError: A run's folder belongs to another run.
         OSError: The launcher cannot be started.
     """
     runs = study.runs(work_dir)

@@ -1,4 +1,4 @@
-"""Means with their intervals, and differences in pairs."""
+"""Means with their intervals, and paired differences."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from scipy import stats
 __all__ = ['LEVEL', 'Estimate', 'difference', 'estimate']
 
 LEVEL = 0.95
-"""Of the intervals."""
+"""Confidence level of the intervals."""
 
 
 class Estimate(NamedTuple):
-    """The mean of a sample, and how well it is known."""
+    """The mean of a sample and its uncertainty."""
 
     count: int
     mean: float
     deviation: float
-    """Standard deviation of a value, with n - 1; NaN for one value."""
+    """Standard deviation of the values, with n - 1. NaN for one value."""
     half_width: float
-    """Half of the mean's interval by Student's t, which is ``mean ± half_width``; NaN for one value."""
+    """Half the width of the mean's interval by Student's t, ``mean ± half_width``. NaN for one value."""
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, standard deviation and interval of the mean at :data:`LEVEL`.
+    """Compute the mean, the standard deviation and the interval of the mean at :data:`LEVEL`.
 
     Args:
-        values: At least one.
+        values: At least one value.
     """
     count = len(values)
     if count < 2:
@@ -40,7 +40,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def difference(values: Mapping[int, float], reference: Mapping[int, float]) -> list[float]:
-    """Differences to the reference, seed by seed, of the seeds that both have.
+    """Subtract the reference seed by seed, for the seeds that both have.
 
     Args:
         values: Values by seed.

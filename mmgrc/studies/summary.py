@@ -1,4 +1,4 @@
-"""What the runs of a study say together: a csv file, tables in Markdown, a plot."""
+"""Summarise the runs of a study: a CSV file, tables in Markdown, and a plot."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ __all__ = ['write_csv', 'write_summary']
 
 
 def _read(study: Study, work_dir: str | Path) -> dict[tuple[str, int], Result]:
-    """Results by arm and seed, in the order of the table."""
+    """Read the results by arm and seed, in the order of the table."""
     runs = {(run.arm.name, run.seed): run for run in study.runs(work_dir)}
     return {(arm.name, seed): read_result(runs[arm.name, seed]) for arm in study.arms for seed in study.seeds}
 
 
 def write_csv(study: Study, work_dir: str | Path) -> Path:
-    """Write ``runs.csv``: a row for each run, those without a result too.
+    """Write ``runs.csv`` with a row for each run, including runs without a result.
 
     Args:
         study: The table.
         work_dir: Folder of the study.
 
     Returns:
-        The file.
+        Path of the file.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
@@ -52,14 +52,14 @@ def write_csv(study: Study, work_dir: str | Path) -> Path:
 
 
 def write_summary(study: Study, work_dir: str | Path) -> str | None:
-    """Write ``runs.csv``, and of finished runs the tables of ``summary.md`` and the plot ``summary.png``.
+    """Write ``runs.csv`` of all runs, and the tables ``summary.md`` and the plot ``summary.png`` of the finished ones.
 
     Args:
         study: The table.
         work_dir: Folder of the study.
 
     Returns:
-        The text of ``summary.md``; None where no run is finished.
+        The text of ``summary.md``, or None if no run is finished.
     """
     write_csv(study, work_dir)
     results = _read(study, work_dir)
@@ -75,7 +75,7 @@ def write_summary(study: Study, work_dir: str | Path) -> str | None:
 def _by_seed(
     study: Study, finished: Mapping[tuple[str, int], Result], which: str
 ) -> dict[str, dict[str, dict[int, float]]]:
-    """Values by metric, arm and seed. Arms without a finished run are left out."""
+    """Group the values by metric, arm and seed. Arms without a finished run are omitted."""
     values: dict[str, dict[str, dict[int, float]]] = {metric: defaultdict(dict) for metric in study.metrics}
     for (arm, seed), result in finished.items():
         for metric in study.metrics:
@@ -90,12 +90,12 @@ def _lines(
     for which, title in (('final', 'Last validation'), ('best', 'Best validation')):
         yield from ('', f'{title}: mean ± standard deviation', '')
         yield from _table(*_metric_rows(study, _by_seed(study, finished, which)))
-    yield from ('', 'Cost of a run, mean', '')
+    yield from ('', 'Mean cost of a run', '')
     yield from _table(*_cost_rows(study, finished))
     if study.reference is not None:
         yield ''
         yield (
-            f'Differences to {study.reference} are paired by seed, with the {LEVEL:.0%} interval of their mean by '
+            f'Differences from {study.reference} are paired by seed, with the {LEVEL:.0%} interval of their mean by '
             "Student's t."
         )
     missing = [f'{arm}, seed {seed} ({r.status})' for (arm, seed), r in results.items() if r.status != 'finished']
@@ -111,7 +111,7 @@ def _metric_rows(
     for metric in study.metrics:
         head.append(metric.split('/')[-1])
         if study.reference is not None:
-            head.append(f'difference to {study.reference}')
+            head.append(f'difference from {study.reference}')
     rows = []
     for arm in next(iter(values.values())):
         row = [arm, str(len(values[study.metrics[0]][arm]))]
@@ -136,7 +136,7 @@ def _difference_text(values: Mapping[str, Mapping[int, float]], arm: str, refere
     text = f'{mean.mean:+.3f}'
     if not np.isnan(mean.half_width):
         text += f' [{mean.mean - mean.half_width:+.3f}, {mean.mean + mean.half_width:+.3f}]'
-    # Where some runs have no partner.
+    # Some runs may have no partner.
     return text if mean.count == len(values[arm]) else f'{text} of {mean.count}'
 
 
@@ -152,7 +152,7 @@ def _cost_rows(study: Study, finished: Mapping[tuple[str, int], Result]) -> tupl
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    """A table in Markdown, with columns that are straight in a terminal too."""
+    """Format a Markdown table whose columns also line up in a terminal."""
     widths = [max(3, *(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
     for row in (head, ['-' * width for width in widths], *rows):
         yield '| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + ' |'

@@ -1,4 +1,4 @@
-"""The table of a study: its arms and seeds, read from YAML and checked before the first run."""
+"""The table of a study: read its arms and seeds from YAML, and check them before the first run."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from mmgrc.runs.error import InputError
 __all__ = ['DEFAULT_METRICS', 'TOOLS', 'Arm', 'Run', 'Study', 'read_table']
 
 TOOLS = (Path(__file__).parents[1] / '.mim' / 'tools').resolve()
-"""The folder of the tools: that of the repository in a checkout."""
+"""The folder of the tools. In a checkout, it is the one of the repository."""
 DEFAULT_METRICS = ('coco/bbox_mAP', 'coco/segm_mAP')
 _STUDY_KEYS = ('config', 'cfg_options', 'env', 'arms', 'seeds', 'reference', 'metrics', 'keep_checkpoints')
 _ARM_KEYS = ('name', 'config', 'cfg_options', 'env')
-# The name of a folder, and of a row in tables.
+# It names a folder, and a row in tables.
 _ARM_NAME = re.compile(r'\w[\w.+-]*')
 _OPTION_KEY = re.compile(r'[A-Za-z_][\w.-]*')
 _MAX_SEED = 2**32 - 1
-# As MMEngine's configs have it: {{$NAME}} or {{$NAME:default}}.
+# As in MMEngine's configs: {{$NAME}} or {{$NAME:default}}.
 _VARIABLE = re.compile(r'\{\{\s*\$\s*(\w+)\s*(?::([^}]*))?\}\}')
-# What the tool sets itself.
+# Options that the tool sets.
 _OWN_OPTIONS = {'randomness.seed': 'seeds', 'work_dir': '--work-dir'}
 
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """What is compared: a config with its options."""
+    """One of the compared settings: a config with its options."""
 
     name: str
     config: str
     options: Mapping[str, str]
-    """Entries of ``--cfg-options`` and their values, as they are typed."""
+    """Entries of ``--cfg-options`` and their values, as on the command line."""
     env: Mapping[str, str]
     """Environment variables of its runs."""
 
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def definition(self) -> dict:
-        """What makes the run what it is: a work dir with another definition is of another run."""
+        """What identifies the run. A work dir with another definition belongs to another run."""
         return {
             'config': self.arm.config,
             'cfg_options': dict(self.arm.options),
@@ -69,12 +69,12 @@ class Run:
         }
 
     def command(self, *extra: str) -> list[str]:
-        """The training's command line.
+        """Return the command line of the training.
 
         Args:
-            extra: Further options of ``tools/train.py``.
+            extra: More options of ``tools/train.py``.
         """
-        # --cfg-options takes all that follows: it comes last.
+        # --cfg-options takes all following arguments, so it comes last.
         options = [f'{key}={value}' for key, value in self.arm.options.items()]
         return [
             *(os.environ.get('PYTHON', sys.executable), _shortest(TOOLS / 'train.py'), self.arm.config),
@@ -83,7 +83,7 @@ class Run:
         ]
 
     def shell_line(self) -> str:
-        """The training's command with its variables, for a shell."""
+        """Return the command of the training with its environment variables, for a shell."""
         variables = [f'{name}={shlex.quote(value)}' for name, value in self.arm.env.items()]
         return ' '.join([*variables, shlex.join(self.command())])
 
@@ -102,14 +102,14 @@ class Study:
 
     @property
     def name(self) -> str:
-        """The file's name without its ending."""
+        """The file's name without its suffix."""
         return self.path.stem
 
     def runs(self, work_dir: str | Path) -> list[Run]:
-        """All runs: for each seed each arm, so that a study that is stopped has whole pairs.
+        """List all runs: all arms of the first seed, then of the next. So a stopped study has complete pairs.
 
         Args:
-            work_dir: Folder of the study. A run's is ``ARM/seed_N`` in it.
+            work_dir: Folder of the study. The folder of a run is ``ARM/seed_N`` in it.
         """
         return [
             Run(arm, seed, Path(work_dir).absolute() / arm.name / f'seed_{seed}')
@@ -119,18 +119,18 @@ class Study:
 
 
 def _shortest(path: Path) -> str:
-    """Relative to the current folder where it lies below it."""
+    """Return the path relative to the current folder if it lies below it."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def read_table(path: str | Path) -> Study:
-    """Read and check a table; docs/study.md describes its entries.
+    """Read and check a table. docs/study.md describes its entries.
 
     Args:
-        path: A YAML file. In its texts ``{{$NAME}}`` and ``{{$NAME:default}}`` stand for environment variables.
+        path: A YAML file. ``{{$NAME}}`` and ``{{$NAME:default}}`` in its strings stand for environment variables.
 
     Raises:
-        InputError: It cannot be read, or something in it is wrong.
+        InputError: The table cannot be read, or an entry is wrong.
     """
     path = Path(path)
     try:
@@ -138,7 +138,7 @@ def read_table(path: str | Path) -> Study:
     except OSError as error:
         raise InputError(f'the table {path} cannot be read: {error.strerror}') from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f'the table {path} is no YAML: {error}') from error
+        raise InputError(f'the table {path} is not YAML: {error}') from error
     try:
         study = _parse(path, content)
     except InputError as error:
@@ -162,17 +162,17 @@ def _parse(path: Path, content: object) -> Study:
     common_env = _read_env(content.get('env'), 'env')
     arms = tuple(_read_arm(entry, i, content, common_options, common_env) for i, entry in enumerate(entries, start=1))
     names = [arm.name for arm in arms]
-    # Where capitals mean nothing, two such names are one folder.
+    # On a file system that ignores case, two such names are one folder.
     if twice := _repeated(name.lower() for name in names):
-        raise InputError(f'arms: two are called {twice!r}; each needs a name of its own')
+        raise InputError(f'arms: two are called {twice!r}. Names must differ by more than case')
     reference = content.get('reference')
     if reference is not None and reference not in names:
-        raise InputError(f'reference={reference!r} is none of the arms: {", ".join(names)}')
+        raise InputError(f'reference={reference!r} is not one of the arms: {", ".join(names)}')
     metrics = content.get('metrics', list(DEFAULT_METRICS))
     if not isinstance(metrics, list) or not metrics or not all(isinstance(m, str) and m for m in metrics):
         raise InputError(f'metrics={metrics!r}: give a list of names, such as {list(DEFAULT_METRICS)}')
     if twice := _repeated(metrics):
-        raise InputError(f'metrics: {twice} stands there twice')
+        raise InputError(f'metrics: {twice} is given twice')
     keep = content.get('keep_checkpoints', False)
     if not isinstance(keep, bool):
         raise InputError(f'keep_checkpoints={keep!r}: give true or false')
@@ -188,7 +188,7 @@ def _check_keys(entry: Mapping, allowed: Iterable[str], where: str) -> None:
 
 
 def _repeated(values: Iterable) -> object:
-    """The first value that was there before; None where there is none."""
+    """Return the first value that occurs a second time, or None."""
     seen = set()
     for value in values:
         if value in seen:
@@ -205,7 +205,7 @@ def _read_seeds(seeds: object) -> tuple[int, ...]:
     ):
         raise InputError(f'seeds={seeds!r}: give a list of whole numbers from 0 to {_MAX_SEED}, such as [0, 1, 2]')
     if (twice := _repeated(seeds)) is not None:
-        raise InputError(f'seeds: {twice} stands there twice')
+        raise InputError(f'seeds: {twice} is given twice')
     return tuple(seeds)
 
 
@@ -215,7 +215,7 @@ def _read_arm(entry: object, number: int, content: Mapping, options: Mapping[str
     name = entry.get('name')
     if not isinstance(name, str) or not _ARM_NAME.fullmatch(name):
         raise InputError(
-            f'arm {number}: name={name!r}: give a name of letters, digits and _ . + -, for it is a folder, too'
+            f'arm {number}: name={name!r}: give a name of letters, digits and _ . + -. It also names a folder'
         )
     _check_keys(entry, _ARM_KEYS, f'arm {name}: ')
     config = entry.get('config', content.get('config'))
@@ -252,12 +252,12 @@ def _read_env(entry: object, where: str) -> dict[str, str]:
         raise InputError(f'{where}={entry!r}: give NAME: value')
     for name, value in entry.items():
         if not re.fullmatch(r'[A-Za-z_]\w*', str(name)) or type(value) not in (str, int, float):
-            raise InputError(f'{where}: {name}: {value!r}: give the name of a variable, and a text or a number')
+            raise InputError(f'{where}: {name}: {value!r}: give the name of a variable, and a string or a number')
     return {name: _expand(str(value), f'{where}.{name}') for name, value in entry.items()}
 
 
 def _read_options(entry: object, where: str) -> dict[str, str]:
-    """Options as they are typed, from a list of ``key=value`` or from a mapping, which may be nested."""
+    """Convert a list of ``key=value``, or a mapping that may be nested, to options as on the command line."""
     if entry is None:
         return {}
     if isinstance(entry, list):
@@ -266,7 +266,7 @@ def _read_options(entry: object, where: str) -> dict[str, str]:
                 raise InputError(f'{where}: {option!r}: give KEY=VALUE, as for --cfg-options')
         pairs = [tuple(option.split('=', 1)) for option in entry]
         if twice := _repeated(key for key, _ in pairs):
-            raise InputError(f'{where}: {twice} stands there twice')
+            raise InputError(f'{where}: {twice} is given twice')
         options = dict(pairs)
     elif isinstance(entry, dict):
         options = dict(_flatten(entry, ''))
@@ -274,7 +274,7 @@ def _read_options(entry: object, where: str) -> dict[str, str]:
         raise InputError(f'{where}={entry!r}: give a list of KEY=VALUE, or KEY: value')
     for key, value in options.items():
         if not _OPTION_KEY.fullmatch(key):
-            raise InputError(f'{where}: {key!r} is no entry of a config: write it as train_cfg.max_epochs')
+            raise InputError(f'{where}: {key!r} is not an entry of a config: write it like train_cfg.max_epochs')
         if key in _OWN_OPTIONS:
             raise InputError(f'{where}: {key} is set by the tool: use {_OWN_OPTIONS[key]}')
         if isinstance(value, str):
@@ -292,28 +292,26 @@ def _flatten(entry: Mapping, prefix: str) -> Iterable[tuple[str, object]]:
 
 
 def _typed(value: object) -> str:
-    """A value as one types it behind ``--cfg-options``."""
+    """Format a value for ``--cfg-options``."""
     if isinstance(value, list):
         return '[' + ','.join(_typed(v) for v in value) + ']'
     return str(value)
 
 
 def _check_option(key: str, value: object, where: str) -> None:
-    """Raise where MMEngine would not read from the command line what the table means."""
+    """Raise an error if MMEngine would read another value from the command line than the table gives."""
     text = value if isinstance(value, str) else _typed(value)
     try:
         parsed = _parsed({key: text})[key]
     except (AssertionError, argparse.ArgumentError, IndexError, ValueError) as error:
         raise InputError(f'{where}: {key}={text}: --cfg-options cannot read it: {error}') from error
-    # A text may stand for something else, as '1e-4' or '(1,2)' do. One that stays a text must be the same.
+    # A string may become another type, like '1e-4' or '(1,2)'. If it stays a string, it must be the same.
     if parsed != value and (not isinstance(value, str) or isinstance(parsed, str)):
-        raise InputError(
-            f'{where}: {key}: --cfg-options would read {text!r} as {parsed!r}; set it in a config of your own'
-        )
+        raise InputError(f'{where}: {key}: --cfg-options would read {text!r} as {parsed!r}; set it in your own config')
 
 
 def _parsed(options: Mapping[str, str]) -> dict:
-    """What ``--cfg-options`` makes of them."""
+    """Parse the options as ``--cfg-options`` does."""
     parser = argparse.ArgumentParser(exit_on_error=False)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
     typed = [f'{key}={value}' for key, value in options.items()]

@@ -1,4 +1,4 @@
-"""One training of a study: its process, and what it leaves."""
+"""One training of a study: its process and its files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .table import Run
 __all__ = ['LOG', 'Result', 'Training', 'check_definition', 'drop_checkpoints', 'read_result']
 
 LOG = 'train.log'
-"""What a training printed, those before each resumption too."""
+"""The output of a training, including that from before a resumption."""
 _DEFINITION, _RESULT, _LOCK = 'run.json', 'result.json', '.lock'
 _ETA = re.compile(r'eta: (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)')
 _TAIL_BYTES = 8192
@@ -36,26 +36,26 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run."""
+    """The result of a run."""
 
     status: str
-    """``'finished'`` or ``'failed'``; of a run without a result ``'unfinished'``."""
+    """``'finished'``, ``'failed'``, or ``'unfinished'`` if the run has no result."""
     final: Mapping[str, float] = field(default_factory=dict)
     """The metrics of the last validation."""
     best: Mapping[str, float] = field(default_factory=dict)
     """The best value of each metric in any validation."""
     steps_per_second: float | None = None
-    """From the median time of a step, validations not counted."""
+    """From the median time of a step, without validations."""
     peak_memory: float | None = None
-    """In MiB: the GPU memory that MMEngine logged; on a CPU the resident memory of the process."""
+    """In MiB: the GPU memory that MMEngine logged, or on a CPU the resident memory of the process."""
     wall_time: float | None = None
-    """Seconds, with start and validations, of all its sessions."""
+    """Seconds of all its sessions, including start-up and validations."""
     message: str = ''
     """Why it failed."""
 
 
 def read_result(run: Run) -> Result:
-    """The result of a run, as far as there is one."""
+    """Read the result of a run. Without one, its status is ``'unfinished'``."""
     try:
         return Result(**json.loads((run.work_dir / _RESULT).read_text()))
     except FileNotFoundError:
@@ -63,10 +63,10 @@ def read_result(run: Run) -> Result:
 
 
 def check_definition(run: Run) -> None:
-    """Check that the work dir is not of another run.
+    """Check that the work dir does not belong to another run.
 
     Raises:
-        InputError: What lies there was made with another config, options or variables.
+        InputError: The work dir was made with another config, or with other options or variables.
     """
     try:
         found = json.loads((run.work_dir / _DEFINITION).read_text())['definition']
@@ -75,8 +75,8 @@ def check_definition(run: Run) -> None:
     for name, wanted in run.definition.items():
         if found.get(name) != wanted:
             raise InputError(
-                f'{run.work_dir} was made with {name}={found.get(name)!r}, and the table says {wanted!r}: remove that '
-                'folder, or give another with --work-dir'
+                f'{run.work_dir} was made with {name}={found.get(name)!r}, but the table says {wanted!r}: remove this '
+                'folder, or set another one with --work-dir'
             )
 
 
@@ -87,15 +87,15 @@ def drop_checkpoints(run: Run) -> None:
 
 
 def _drop_unvalidated(run: Run) -> None:
-    """Remove the newest checkpoint where the run was killed before the validation that follows it.
+    """Remove the newest checkpoint if the run was killed before the validation that follows it.
 
-    A resumed training does not make up for that validation. Nothing is logged between the two, so the log is then older
-    than the checkpoint. The training goes on from the checkpoint before and repeats the steps.
+    A resumed training would skip that validation. Nothing is logged between the two, so in this case the log is older
+    than the checkpoint. The training resumes from the previous checkpoint and repeats the steps.
     """
     logged = max((path.stat().st_mtime_ns for path in run.work_dir.glob('*/vis_data/scalars.json')), default=0)
     newest = max(run.work_dir.glob('*.pth'), key=lambda path: path.stat().st_mtime_ns, default=None)
-    # One that was saved on a signal is of mid-epoch. File systems count in milliseconds, so a checkpoint may
-    # be as old as the log of the step before it. A validation takes longer.
+    # A checkpoint that was saved on a signal is from mid-epoch. File times may be rounded to milliseconds, so a
+    # checkpoint can be as old as the log of the step before it. A validation takes longer.
     if newest is not None and newest.name != CHECKPOINT_NAME and newest.stat().st_mtime_ns >= logged:
         newest.unlink()
         (run.work_dir / 'last_checkpoint').unlink(missing_ok=True)
@@ -104,17 +104,17 @@ def _drop_unvalidated(run: Run) -> None:
 class Training:
     """The process of a run, from its start to its result.
 
-    A kill at any moment leaves a run that a later one goes on with: result and definition are written at once or not at
-    all, and the checkpoints are as safe. While the process or its starter lives, the run is locked.
+    A run that is killed at any moment can be resumed: result, definition and checkpoints are written atomically. The
+    run is locked while the training or the process that started it is alive.
 
     Args:
         run: What to train.
-        env: Environment variables, where the run's own do not set them.
-        ranks: Start it by ``srun``, as the tasks of a Slurm job.
+        env: Environment variables. Those of the run take precedence.
+        ranks: Start it with ``srun``, as the tasks of a Slurm job.
 
     Raises:
-        BlockingIOError: Another process is at this run.
-        InputError: The work dir is of another run.
+        BlockingIOError: Another process is training this run.
+        InputError: The work dir belongs to another run.
         OSError: The work dir cannot be written.
     """
 
@@ -144,7 +144,7 @@ class Training:
         with self.log.open('ab') as log:
             log.write(f'$ {self.run.shell_line()}\n'.encode())
             log.flush()
-            # In a session of its own: Ctrl-C reaches the tool alone, which ends its trainings in order.
+            # In a new session, so that Ctrl-C reaches only the tool, which then stops its trainings.
             self._process = subprocess.Popen(
                 command,
                 env=environment,
@@ -157,7 +157,7 @@ class Training:
             )
 
     def _earlier_seconds(self) -> float:
-        """How long the sessions before took; one that was killed, until it last wrote to its log."""
+        """Return how long earlier sessions took. A session that was killed counts until it last wrote to its log."""
         try:
             session = json.loads((self.run.work_dir / _DEFINITION).read_text())
         except FileNotFoundError:
@@ -173,11 +173,11 @@ class Training:
         write_atomically(self.run.work_dir / _DEFINITION, json.dumps(content, indent=2).encode())
 
     def seconds_left(self) -> float | None:
-        """What the training itself last said of the time to its end; None before it did."""
+        """Return the remaining time that the training logged last, or None if it has not logged any."""
         with self.log.open('rb') as file:
             file.seek(max(self.log.stat().st_size - _TAIL_BYTES, 0))
             tail = file.read().decode(errors='replace')
-        # Of this session: the line with the command is its first.
+        # Only this session counts. Its first line is the command.
         said = _ETA.findall(tail.rsplit('\n$ ', 1)[-1])
         if not said:
             return None
@@ -186,35 +186,35 @@ class Training:
 
     @property
     def seconds(self) -> float:
-        """How long it has run, with the sessions before."""
+        """How long it has run, including earlier sessions."""
         return self._seconds_before + time.time() - self._started
 
     def stop(self) -> None:
-        """Ask it to save a checkpoint after the current iteration and to end."""
-        # To the one process: those that load data would die of it.
+        """Ask the training to save a checkpoint after the current iteration and to end."""
+        # Only to the main process: the signal would kill the data loader workers.
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._process.pid, signal.SIGUSR1)
 
     def kill(self) -> None:
-        """End it and all that it started, at once."""
+        """Kill the training and all processes that it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def poll(self, metrics: Sequence[str], stopping: bool = False) -> Result | None:
-        """Look whether it has ended, and write what came of it.
+        """Check whether the training has ended, and write its result.
 
         Args:
             metrics: Names of the metrics to read from its validations.
-            stopping: It was asked to end: then a bad end is no failure.
+            stopping: Whether it was asked to end. A nonzero exit code is then not a failure.
 
         Returns:
-            None while it runs; ``'unfinished'`` where it was stopped.
+            None while it is running. The status is ``'unfinished'`` if it was stopped.
         """
         pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
         if not pid:
             return None
         code = self._process.returncode = os.waitstatus_to_exitcode(status)
-        # Its loaders' processes, where it was killed.
+        # If it was killed, its data loader workers may be left.
         self.kill()
         self._seconds_before, self._started = self.seconds, None
         self._write_session()
@@ -256,5 +256,5 @@ class Training:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel end this process where its parent is killed, for nobody would be left to do so."""
+    """Have the kernel kill this process if its parent is killed, since nothing else would."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

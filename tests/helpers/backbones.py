@@ -1,4 +1,4 @@
-"""Small backbones of each family, for tests of what all families share."""
+"""Small backbones of each family, for tests that all families share."""
 
 import torch
 from mmengine.registry import MODELS
@@ -18,7 +18,7 @@ SMALL = {
         'mlp_ratios': [2, 2, 2, 2],
         'pretrain_img_size': 64,
     },
-    # Two blocks in the first stage: windows, and shifted ones.
+    # Two blocks in the first stage: one with windows and one with shifted windows.
     'swin': {
         'type': 'GRCSwinTransformer',
         'embed_dims': 8,
@@ -47,7 +47,7 @@ FAMILIES = ['pvt', 'swin']
 
 
 def build(family, drop_path_rate=0.0, **options):
-    """A backbone in training mode with random weights and empty caches, the same at each call."""
+    """Build a backbone in training mode with random weights and empty caches. Each call gives the same one."""
     torch.manual_seed(0)
     backbone = MODELS.build({**SMALL[family], 'drop_path_rate': drop_path_rate, **options})
     backbone.init_weights()
@@ -55,17 +55,17 @@ def build(family, drop_path_rate=0.0, **options):
 
 
 def caches(backbone):
-    """Copies of the caches by their layers' names."""
+    """Return copies of the caches by the names of their layers."""
     return {name: branch.cache.clone() for name, branch in backbone.grc_layers().items()}
 
 
 def loss(outs):
-    """A number that depends on each element of the outputs differently."""
+    """Return a number that depends differently on each element of the outputs."""
     return sum((out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum() for out in outs)
 
 
 def assert_same(left, right, tolerance=0.0):
-    """Compare sequences, or dictionaries, of tensors. Without a tolerance they must be equal bit for bit."""
+    """Compare sequences or dictionaries of tensors. Without a tolerance, they must be equal bit for bit."""
     if isinstance(left, dict):
         assert left.keys() == right.keys()
         left, right = left.values(), right.values()

@@ -1,9 +1,10 @@
-"""A `python` that runs this project's tools at once: a fork of one process which has imported what the tools need.
+"""A `python` that starts this project's tools without import time, as forks of a process that has imported their needs.
 
 The imports of PyTorch and MMDetection take most of the time of a short command. The process that forks is
-`python -m tests.helpers.forked_python SOCKET`. :data:`CLIENT` is the text of the program that stands in for `python`.
-It runs `tools/*.py` and `-c` in a fork, which gets its standard streams, folder, environment and signals; each ends
-with the other. Other commands get the real interpreter. Each fork imports mmgrc itself, in the order of its tool.
+`python -m tests.helpers.forked_python SOCKET`. :data:`CLIENT` is the program that replaces `python`. It runs
+`tools/*.py` and `-c` in a fork, which gets its standard streams, folder, environment and signals. If the client or the
+fork ends, so does the other. Other commands run in the real interpreter. Each fork imports mmgrc itself, in the order
+of its tool.
 """
 
 import importlib
@@ -55,7 +56,7 @@ IMPORTS = [
 
 
 def follow(connection, ended):
-    """Receive the client's signals, and die with it."""
+    """Receive the signals of the client, and end when it ends."""
     while number := connection.recv(1):
         os.kill(os.getpid(), number[0])
     if not ended.is_set():
@@ -63,7 +64,7 @@ def follow(connection, ended):
 
 
 def run(connection):
-    """Be the process that the client stands for."""
+    """Run the command of the client in this process."""
     import numpy as np
 
     size = int.from_bytes(connection.recv(4, socket.MSG_WAITALL), 'big')
@@ -75,7 +76,7 @@ def run(connection):
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # A process of its own starts with random numbers of its own.
+    # A new process starts with its own random numbers.
     random.seed()
     np.random.seed()
     ended = threading.Event()
@@ -102,7 +103,7 @@ def run(connection):
 
 
 def provide_ops():
-    """Import of mmgrc only what provides mmcv's ops where they are not compiled: MMDetection's imports need them."""
+    """Provide mmcv's ops if they are not compiled, since MMDetection imports them. Import nothing else of mmgrc."""
     package = types.ModuleType('mmgrc')
     package.__path__ = ['mmgrc']
     sys.modules['mmgrc'] = package
@@ -128,7 +129,7 @@ def serve(path):
 
 @contextmanager
 def forked_python(repository, name='python'):
-    """The path of a `python` for the tools of a clone, with one thread; of that name, in a folder of its own."""
+    """Yield the path of a `python` for the tools of a clone. It uses one thread and has the name `name`."""
     environment = {**os.environ, 'PYTHONPATH': str(repository), 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
     # A socket's path must be short.
     with tempfile.TemporaryDirectory(prefix='mmgrc-') as folder:
@@ -148,7 +149,7 @@ def forked_python(repository, name='python'):
                 assert server.stdout.readline() == 'ready\n'
                 yield path
             finally:
-                # With what it has forked.
+                # Also ends the processes that it has forked.
                 os.killpg(server.pid, signal.SIGKILL)
 
 

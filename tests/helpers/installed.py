@@ -20,7 +20,7 @@ def run_with_packages(
     prepare: Callable[[Path], None] = lambda site: None,
     **env,
 ) -> subprocess.CompletedProcess:
-    """Run Python in ``folder`` with this repository and the packages whose names ``keep`` accepts; `-S` hides the rest.
+    """Run Python in ``folder`` with this repository and the packages whose names ``keep`` accepts. `-S` hides the rest.
 
     ``prepare`` may change the links to the packages. Its argument is the folder of the links.
     """

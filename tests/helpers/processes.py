@@ -1,6 +1,6 @@
-"""Real processes for tests: ranks of a gloo group, and a tool that runs beside the test.
+"""Real processes for tests: ranks of a gloo group, and a tool that runs in parallel to the test.
 
-They are forked, so that they do not have to import MMDetection again.
+They are forked, so that they need not import MMDetection again.
 """
 
 import multiprocessing
@@ -58,7 +58,7 @@ def _rank(function, rank, world_size, rendezvous, args):
 
 
 def ranks_of(launcher):
-    """The process ids of a launcher's ranks, by rank."""
+    """Return the process ids of the ranks of a launcher, by rank."""
     ranks = {}
     for folder in Path('/proc').glob('[0-9]*'):
         try:
@@ -74,7 +74,7 @@ def ranks_of(launcher):
 
 
 class Tool:
-    """``tools/NAME.py`` in its own process, with its output in a file."""
+    """``tools/NAME.py`` in a separate process, with its output in a file."""
 
     def __init__(self, name, *args, log, env=None, before=None):
         self.log = Path(log)

@@ -1,4 +1,4 @@
-"""State dicts with the names of other code, made from ours, to test the converters."""
+"""State dicts with the key names of other code, made from ours, to test the converters."""
 
 import re
 
@@ -17,7 +17,7 @@ GRC_NAMES = {
 
 
 def original_pvt(state):
-    """PVT's own names: separate q and kv, linear layers for 1x1 convolutions, a class token in the last stage."""
+    """Convert to PVT's own names: separate q and kv, linear layers for 1x1 convolutions, last-stage class token."""
     out = {}
     last = max(int(key.split('.')[1]) for key in state)
     for key, value in state.items():
@@ -46,7 +46,7 @@ def original_pvt(state):
 
 
 def published_grc(state):
-    """Names of the published GRC module. The last stage's cache begins with the class token."""
+    """Convert to the names of the published GRC module. The cache of the last stage begins with the class token."""
     stock = {key: value for key, value in state.items() if '.grc.' not in key}
     out = {
         re.sub(r'(block\d+\.\d+\.attn)\.', r'\1.attn_self_func.', key): value

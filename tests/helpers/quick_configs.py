@@ -1,7 +1,7 @@
-"""MMEngine's configs without their repeated work.
+"""MMEngine's configs without repeated work.
 
-For each `mmdet::` base of a config MMEngine reloads pkg_resources and reads the 100 metafiles of MMDetection, and a run
-formats its config six times. The results are the same each time, so the tests ask for each of them once in a process.
+For each `mmdet::` base of a config, MMEngine reloads pkg_resources and reads the 100 metafiles of MMDetection. A run
+formats its config six times. The results are the same each time, so each process of the tests computes them once.
 """
 
 import functools
@@ -11,7 +11,7 @@ from mmengine.config import Config, config, utils
 
 
 def once_per_text(format_code):
-    """The style is the same in each of MMEngine's calls."""
+    """Cache the results by text alone, since MMEngine always passes the same style."""
     texts = {}
 
     @functools.wraps(format_code)
@@ -24,14 +24,14 @@ def once_per_text(format_code):
 
 
 def remember():
-    """Remember what is installed, the metafiles, and the text of each config that was formatted."""
+    """Cache the installed packages, the metafiles, and the text of each formatted config."""
     if hasattr(config.FormatCode, '__wrapped__'):
         return
     config.FormatCode = once_per_text(config.FormatCode)
     config.is_installed = functools.cache(config.is_installed)
     config.get_installed_path = functools.cache(config.get_installed_path)
     utils.load = functools.cache(utils.load)
-    # Forks of this process have these from the start.
+    # Forks of this process then have these cached.
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
         Config._get_cfg_path('mmdet::_base_/default_runtime.py', '')

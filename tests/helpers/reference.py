@@ -1,11 +1,11 @@
-"""The tests' reference of GRC attention, transcribed from the paper with loops and PyTorch's own ops."""
+"""The reference of GRC attention for the tests, transcribed from the paper with loops and PyTorch's own ops."""
 
 import torch
 import torch.nn.functional as F
 
 
 def resample(tokens, hw, cache_size, extent=None):
-    """Mean of the tokens (T, C) that each cell of the cache covers, weighted by the shared area, cell by cell."""
+    """Average the tokens (T, C) that each cell of the cache covers, weighted by the shared area, cell by cell."""
     grid = tokens.unflatten(0, hw)
     height, width = extent or hw
     cells = []
@@ -24,7 +24,7 @@ def resample(tokens, hw, cache_size, extent=None):
 
 
 def attention(query, memory, module, num_heads, cache_size):
-    """Softmax attention with an explicit map, and PVT's reduction of the memory."""
+    """Compute softmax attention with an explicit map, and PVT's reduction of the memory."""
     if module.sr is not None:
         grid = memory.transpose(1, 2).reshape(len(memory), -1, *cache_size)
         memory = module.norm(module.sr(grid).flatten(2).transpose(1, 2))
@@ -38,7 +38,7 @@ def attention(query, memory, module, num_heads, cache_size):
 
 
 def grc(branch, x, o_self, hw, extents=None, training=True):
-    """The output of a `mmgrc.models.grc.GRC` layer and the cache that it would store (None in evaluation)."""
+    """Return the output of a `mmgrc.models.grc.GRC` layer and the cache that it would store (None in evaluation)."""
     heads, dims, size = branch.num_heads, branch.dims, branch.cache_size
     code = branch.variant == 'code'
     cache = branch.cache

@@ -1,4 +1,4 @@
-"""Tables and results, without a training."""
+"""Tables and results for tests that do not train."""
 
 import json
 
@@ -8,9 +8,9 @@ import yaml
 
 @pytest.fixture
 def write_table(tmp_path):
-    """Write a table of two arms and two seeds, with other entries, and return its path.
+    """Write a table of two arms and two seeds, with other entries if given, and return its path.
 
-    Its config is small, and nothing that can be trained.
+    Its config is small and cannot be trained.
     """
     config = tmp_path / 'config.py'
     config.write_text("model = dict(type='MaskRCNN', backbone=dict(type='GRCSwinTransformer'))")
@@ -33,7 +33,7 @@ def write_table(tmp_path):
 
 @pytest.fixture
 def write_result():
-    """Write what a run would leave, with the mask AP two tenths above the box AP."""
+    """Write the result of a run, with a mask AP that is 0.2 above the box AP."""
 
     def write(run, value, best=None, **entries):
         content = {

@@ -1,4 +1,4 @@
-"""What runs say together, against scipy's own tests and against numbers made by hand."""
+"""Summaries of runs, compared with SciPy's own tests and with numbers computed by hand."""
 
 import csv
 
@@ -30,7 +30,7 @@ def test_intervals_are_scipys():
     assert found.mean - found.half_width == pytest.approx(wanted.low)
     assert found.mean + found.half_width == pytest.approx(wanted.high)
     assert found.deviation == pytest.approx(stats.tstd(first - second))
-    # Seeds that one of them lacks.
+    # Seeds that only one of them has are ignored.
     assert difference({0: 1.0, 2: 5.0, 3: 1.0}, {2: 3.0, 1: 9.0}) == [2.0]
 
 

@@ -1,4 +1,4 @@
-"""Tables of studies: what is read, and what is refused before the first run."""
+"""Tables of studies: what is read, and what is rejected before the first run."""
 
 import copy
 import re
@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 
 
 def options_of(command):
-    """What `tools/train.py` makes of the command's options."""
+    """Parse the options of the command as `tools/train.py` does."""
     typed = command[command.index('--cfg-options') + 1 :]
     return {key: DictAction._parse_iterable(value) for key, value in (option.split('=', 1) for option in typed)}
 
@@ -77,7 +77,7 @@ def test_options_reach_the_training_as_they_are(write_table, tmp_path):
         ({'arms': [{'name': 'a/b'}]}, "arm 1: name='a/b': give a name of letters"),
         ({'arms': [{'name': 'plain'}, {'name': 'both', 'option': []}]}, 'arm both: option: there is no such entry'),
         ({'arms': [{'name': 'plain'}, {'name': 'Plain'}]}, "arms: two are called 'plain'"),
-        ({'reference': 'stock'}, "reference='stock' is none of the arms: plain, both"),
+        ({'reference': 'stock'}, "reference='stock' is not one of the arms: plain, both"),
         ({'config': ...}, 'arm plain: config=None: name a config'),
         (
             {'config': 'configs/shapes/mask_rcnn_grc_pvd.py'},
@@ -89,16 +89,16 @@ def test_options_reach_the_training_as_they_are(write_table, tmp_path):
         ({'seeds': [0, -1]}, r'seeds=\[0, -1\]: give a list'),
         ({'seeds': [True]}, r'seeds=\[True\]: give a list'),
         ({'seeds': [2**32]}, 'seeds='),
-        ({'seeds': [0, 1, 0]}, 'seeds: 0 stands there twice'),
+        ({'seeds': [0, 1, 0]}, 'seeds: 0 is given twice'),
         ({'metrics': 'coco/bbox_mAP'}, "metrics='coco/bbox_mAP': give a list"),
-        ({'metrics': ['a/b', 'a/b']}, 'metrics: a/b stands there twice'),
+        ({'metrics': ['a/b', 'a/b']}, 'metrics: a/b is given twice'),
         ({'keep_checkpoints': 'yes'}, "keep_checkpoints='yes': give true or false"),
         ({'cfg_options': 3}, 'cfg_options=3: give a list of KEY=VALUE'),
         ({'cfg_options': ['train_cfg']}, "cfg_options: 'train_cfg': give KEY=VALUE"),
-        ({'cfg_options': ['a.b=1', 'a.b=2']}, 'cfg_options: a.b stands there twice'),
+        ({'cfg_options': ['a.b=1', 'a.b=2']}, 'cfg_options: a.b is given twice'),
         ({'cfg_options': ['a.b=[1,(2]']}, 'cfg_options: a.b=.*Imbalanced brackets'),
-        ({'cfg_options': {'a': ['x y']}}, 'would read .* set it in a config of your own'),
-        ({'cfg_options': {'--a': 1}}, "'--a' is no entry of a config"),
+        ({'cfg_options': {'a': ['x y']}}, 'would read .* set it in your own config'),
+        ({'cfg_options': {'--a': 1}}, "'--a' is not an entry of a config"),
         ({'cfg_options': {'randomness': {'seed': 1}}}, 'randomness.seed is set by the tool: use seeds'),
         ({'cfg_options': ['work_dir=x']}, 'work_dir is set by the tool: use --work-dir'),
         ({'cfg_options': {'load_from': '{{$NOT_SET_AT_ALL}}'}}, 'the environment variable NOT_SET_AT_ALL is not set'),
@@ -115,7 +115,7 @@ def test_bad_tables(write_table, entries, words):
     assert str(error.value).startswith(f'the table {path}: ')
 
 
-@pytest.mark.parametrize(('text', 'words'), [('a: [', 'is no YAML'), ('', 'it has no entries'), ('- 1', 'no entries')])
+@pytest.mark.parametrize(('text', 'words'), [('a: [', 'is not YAML'), ('', 'it has no entries'), ('- 1', 'no entries')])
 def test_files_that_are_no_tables(tmp_path, text, words):
     (tmp_path / 'table.yml').write_text(text)
     with pytest.raises(InputError, match=words):
@@ -126,7 +126,7 @@ def test_files_that_are_no_tables(tmp_path, text, words):
 
 @pytest.mark.parametrize('path', sorted((REPOSITORY / 'studies').glob('*.yml')), ids=lambda path: path.stem)
 def test_tables_of_the_repository(path, monkeypatch, tmp_path):
-    """They can be read, each arm differs from the others, and all arms of a table train for as many steps."""
+    """They can be read, each arm differs from the others, and all arms of a table train for the same steps."""
     monkeypatch.chdir(REPOSITORY)
     study = read_table(path)
     configs = []
@@ -144,7 +144,7 @@ def test_tables_of_the_repository(path, monkeypatch, tmp_path):
 
 
 def test_table_of_the_page(monkeypatch, tmp_path):
-    """The example of docs/study.md."""
+    """The example of docs/study.md can be read."""
     text = (REPOSITORY / 'docs' / 'study.md').read_text().split('## Write a table')[1]
     (tmp_path / 'table.yml').write_text(textwrap.dedent(''.join(re.findall(r'^ {4}.*\n', text, re.M))))
     monkeypatch.chdir(REPOSITORY)

@@ -1,4 +1,4 @@
-"""What protects the work dir of a run."""
+"""The protection of a run's work dir."""
 
 import fcntl
 import os
@@ -46,7 +46,7 @@ def test_run_of_another_process_is_left_alone(run):
 
 
 def test_folder_of_another_table_is_refused(write_table, tmp_path, monkeypatch):
-    # A training that ends at once.
+    # A training that ends immediately.
     monkeypatch.setenv('PYTHON', 'true')
     study = read_table(write_table())
     assert run_study(study, tmp_path / 'out') == 1

@@ -1,4 +1,4 @@
-"""`tools/study.py` as a user runs it, on a table of small detectors and few images."""
+"""`tools/study.py` as a user runs it, with small detectors and few images."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ def environment(shapes):
 
 @pytest.fixture(scope='module')
 def study(python, environment):
-    """Run the tool, and the trainings that it starts, at once."""
+    """Return a function that runs the tool. The tool and its trainings start without import time."""
 
     def run(*args, **env):
         return subprocess.run(
@@ -65,7 +65,7 @@ def study(python, environment):
 
 @pytest.fixture(scope='module')
 def done(study, tmp_path_factory):
-    """A study with an arm that fails: its table, its folder, and what the tool said."""
+    """A study with an arm that fails: its table, its folder, and the result of the tool."""
     folder = tmp_path_factory.mktemp('study')
     table = write(folder / 'tiny.yml', keep_checkpoints=True)
     return table, folder / 'work', study(table, '--work-dir', folder / 'work', '--jobs', 2)
@@ -84,7 +84,7 @@ def test_runs_and_compares_what_can_be_trained(done):
     table, work_dir, result = done
     assert result.returncode == 1, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0] == '6 runs, 0 of them finished before'
+    assert lines[0] == '6 runs, 0 of them already finished'
     for arm in ('plain', 'both'):
         for seed in (3, 4):
             (line,) = [line for line in lines if f'] {arm}, seed {seed}: ' in line]
@@ -104,11 +104,11 @@ def test_runs_and_compares_what_can_be_trained(done):
             assert float(row['coco/bbox_mAP_best']) == max(validations)
             assert float(row['steps_per_second']) > 0
             assert float(row['wall_time_s']) > 0
-    # Seeds and arms are what was trained with.
+    # Seeds and arms reach the training.
     assert losses(work_dir / 'both/seed_3') != losses(work_dir / 'both/seed_4')
     assert losses(work_dir / 'both/seed_3') != losses(work_dir / 'plain/seed_3')
 
-    # The one that fails is reported, and the others went on.
+    # The failed arm is reported, and the others continued.
     assert result.stdout.count('broken, seed 3: failed: exit code 1, took') == 1
     assert 'nothing.json' in result.stdout.split('broken, seed 3: failed')[1]
     assert rows(work_dir)['broken', '4']['status'] == 'failed'
@@ -119,14 +119,14 @@ def test_runs_and_compares_what_can_be_trained(done):
 
 
 def test_what_is_finished_is_not_done_again(study, done, tmp_path):
-    """The table's broken arm is taken out, and the checkpoints go."""
+    """The broken arm is removed from the table, and the checkpoints are deleted."""
     table, work_dir, _ = done
     work_dir = Path(shutil.copytree(work_dir, tmp_path / 'work'))
     before = (work_dir / 'both/seed_3/train.log').read_bytes()
     table = write(tmp_path / 'tiny.yml', arms=[TABLE['arms'][0], TABLE['arms'][2]])
     result = study(table, '--work-dir', work_dir)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith('4 runs, 4 of them finished before\n')
+    assert result.stdout.startswith('4 runs, 4 of them already finished\n')
     assert (work_dir / 'both/seed_3/train.log').read_bytes() == before
     assert not list(work_dir.glob('both/*/*.pth'))
     assert len(rows(work_dir)) == 4
@@ -136,7 +136,7 @@ def test_what_is_finished_is_not_done_again(study, done, tmp_path):
 
 
 def test_killed_in_the_last_validation(study, done, tmp_path):
-    """The last checkpoint is there and its validation is not: the last epoch is repeated."""
+    """The last checkpoint exists and its validation does not, so the last epoch is repeated."""
     table, work_dir, _ = done
     run = Path(shutil.copytree(work_dir / 'both/seed_3', tmp_path / 'work/both/seed_3'))
     (run / 'result.json').unlink()
@@ -151,12 +151,12 @@ def test_killed_in_the_last_validation(study, done, tmp_path):
     assert again['final'] == unbroken['final']
     assert again['wall_time'] > unbroken['wall_time']
     assert losses(run) == losses(work_dir / 'both/seed_3')
-    # The task of an array leaves the summary to a later call.
+    # A task of a job array does not write the summary. A later call does.
     assert not (tmp_path / 'work/runs.csv').exists()
 
 
 def start(table, work_dir, environment):
-    """The tool and its training as processes of their own."""
+    """Start the tool in a new process, which starts its training in another one."""
     return subprocess.Popen(
         [sys.executable, 'tools/study.py', str(table), '--work-dir', str(work_dir)],
         cwd=REPOSITORY,
@@ -176,7 +176,7 @@ def wait_for(words, log, process):
 
 
 def trainings(work_dir):
-    """The processes that train in a work dir."""
+    """Return the ids of the processes that train in a work dir."""
     found = []
     for folder in Path('/proc').glob('[0-9]*'):
         try:
@@ -189,7 +189,7 @@ def trainings(work_dir):
 
 
 def test_stopped_and_killed_it_goes_on(done, environment, tmp_path):
-    """SIGTERM in the first epoch, SIGKILL in the second, and the end of a run that was never interrupted."""
+    """After SIGTERM in the first epoch and SIGKILL in the second, the run ends like an uninterrupted one."""
     table = write(tmp_path / 'tiny.yml', arms=[{'name': 'both'}], seeds=[3], reference='both')
     run = tmp_path / 'work/both/seed_3'
     tool = start(table, tmp_path / 'work', environment)
@@ -197,7 +197,7 @@ def test_stopped_and_killed_it_goes_on(done, environment, tmp_path):
     tool.send_signal(signal.SIGTERM)
     output, _ = tool.communicate(timeout=100)
     assert tool.returncode == 128 + signal.SIGTERM
-    assert 'study: stopped. The same command goes on.' in output
+    assert 'study: stopped. The same command resumes it.' in output
     assert not trainings(run)
     assert (run / 'stopped.pth').exists()
     assert not (run / 'result.json').exists()
@@ -221,9 +221,9 @@ def test_stopped_and_killed_it_goes_on(done, environment, tmp_path):
     assert losses(run) == losses(done[1] / 'both/seed_3')
     result, unbroken = (json.loads((p / 'result.json').read_text()) for p in (run, done[1] / 'both/seed_3'))
     assert (result['final'], result['best']) == (unbroken['final'], unbroken['best'])
-    # Of a process that has imported torch and MMDetection.
+    # The memory of a process that has imported torch and MMDetection.
     assert 200 < result['peak_memory'] < 8000
-    # The checkpoints go, for the table does not say that they are kept.
+    # The checkpoints are removed, since the table does not keep them.
     assert not list(run.glob('*.pth'))
 
 
@@ -260,7 +260,7 @@ def test_bad_input_ends_before_the_first_run(study, tmp_path):
     table = write(tmp_path / 'tiny.yml')
     for args, words in (
         ([tmp_path / 'none.yml'], 'none.yml cannot be read'),
-        ([write(tmp_path / 'bad.yml', seeds=[1, 1])], 'bad.yml: seeds: 1 stands there twice'),
+        ([write(tmp_path / 'bad.yml', seeds=[1, 1])], 'bad.yml: seeds: 1 is given twice'),
         ([table, '--run', 6], '--run 6: the table has the runs 0 to 5'),
     ):
         result = study(*args, '--work-dir', tmp_path / 'work')

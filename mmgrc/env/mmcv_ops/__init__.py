@@ -1,8 +1,8 @@
-"""The ops of mmcv that detectors with GRC use, where mmcv comes without its compiled module ``mmcv._ext``.
+"""Provide the mmcv ops that detectors with GRC use if mmcv has no compiled module ``mmcv._ext``.
 
-mmcv-lite has all of ``mmcv.ops`` in Python and lacks only that module. :mod:`mmgrc.env.mmcv_ops.extension` replaces it:
-the same functions with the same arguments, in PyTorch's and NumPy's own operations. On a GPU, torchvision does NMS and
-RoIAlign if it is installed. A compiled module always comes first.
+mmcv-lite has all of ``mmcv.ops`` in Python and lacks only that module. :mod:`mmgrc.env.mmcv_ops.extension` replaces it
+by the same functions with the same arguments, written with PyTorch and NumPy. On a GPU, torchvision computes NMS and
+RoIAlign if it is installed. A compiled module always takes precedence.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _NAME = 'mmcv._ext'
 
 
 def provide_ops() -> None:
-    """Let ``mmcv.ops`` be imported where mmcv has no compiled ops; nothing changes where it has them.
+    """Make ``mmcv.ops`` importable if mmcv has no compiled ops. With compiled ops, nothing changes.
 
-    Ops that are compiled but do not load, since they were compiled for another torch, stay an error.
+    Compiled ops that fail to load, because they were compiled for another torch, are still an error.
     """
-    # What is imported already needs no search, and a parent package that is missing has no submodules.
+    # An imported module needs no search. If the parent package is missing, there are no submodules to look for.
     if _NAME in sys.modules or importlib.util.find_spec('mmcv') is None:
         return
     if importlib.util.find_spec(_NAME) is None:
@@ -34,7 +34,7 @@ def provide_ops() -> None:
 
 
 def ops_in_use(device: str = 'cpu') -> str:
-    """Whose ops ``mmcv.ops`` calls on a device: ``'compiled'``, ``'torchvision'`` or ``'pytorch'``."""
+    """Return whose ops ``mmcv.ops`` calls on a device: ``'compiled'``, ``'torchvision'`` or ``'pytorch'``."""
     from . import extension
 
     if sys.modules.get(_NAME) is not extension:
@@ -43,13 +43,13 @@ def ops_in_use(device: str = 'cpu') -> str:
 
 
 def missing_ops(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Layers of mmcv whose op is not there, such as deformable convolutions.
+    """Find layers of mmcv whose op is not available, such as deformable convolutions.
 
     Args:
         model: A detector or a part of one.
 
     Yields:
-        Their names in the model and the layers; none where mmcv's ops are compiled.
+        The name of each such layer in the model, and the layer. Nothing if mmcv's ops are compiled.
     """
     if ops_in_use() == 'compiled':
         return
@@ -57,7 +57,7 @@ def missing_ops(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
     for name, module in model.named_modules():
         package, _, source = type(module).__module__.rpartition('.')
-        # Layers of mmcv.ops that are Python alone do not look for the compiled module.
+        # Pure Python layers of mmcv.ops do not use the compiled module.
         if (
             package == 'mmcv.ops'
             and hasattr(sys.modules[f'mmcv.ops.{source}'], 'ext_module')

@@ -1,6 +1,7 @@
-"""What stands for the compiled module ``mmcv._ext``: functions with its names and arguments.
+"""Replacement of the compiled module ``mmcv._ext``: functions with the same names and arguments.
 
-Arguments are mmcv's, also where an op here has no use for them. Results go into the tensors that mmcv hands over.
+The arguments are those of mmcv, even if an op here does not use them. Results are written to the tensors that mmcv
+passes in.
 """
 
 from __future__ import annotations
@@ -18,39 +19,42 @@ from ..versions import COMPILE_MMCV
 from . import nms as _nms
 from . import roi_align as _roi_align
 
-# Modules of mmcv.ops all of whose ops for boxes with sides along the axes are here.
+# Modules of mmcv.ops whose ops are all here, for axis-aligned boxes.
 PROVIDED = ('focal_loss', 'info', 'multi_scale_deform_attn', 'nms', 'roi_align')
 
 
 class MissingOpError(NotImplementedError):
-    """An op of mmcv that is not compiled, and that no recipe of mmgrc uses."""
+    """An op of mmcv that is not compiled, and that mmgrc does not provide, since no recipe uses it."""
 
     def __init__(self, op: str):
         super().__init__(
-            f"mmcv's op {op} is not there: mmgrc brings those that its recipes use. For all of them mmcv has to be "
-            f'compiled. Type: make env-full (in an environment of your own: {COMPILE_MMCV})'
+            f"mmcv's op {op} is not available: mmgrc provides only the ops that its recipes use. The others need "
+            f'compiled mmcv. Type: make env-full (in your own environment: {COMPILE_MMCV})'
         )
 
 
 @functools.cache
 def torchvision_works() -> bool:
-    """Whether torchvision is there, and its kernels fit the installed torch."""
+    """Return whether torchvision is installed and its kernels work with the installed torch."""
     try:
         import torchvision  # noqa: F401
 
         return torch.ops.torchvision.nms(torch.zeros(1, 4), torch.zeros(1), 0.5).tolist() == [0]
     except Exception:
-        # Beside another torch than its own it fails in several ways, at its import or here.
+        # With another torch than it was built for, it fails in several ways, at its import or here.
         return False
 
 
 def use_torchvision(device: torch.device) -> bool:
-    """Whether torchvision's kernels do the work: on a GPU. On a CPU its RoIAlign takes 2 to 4 times as long as ours."""
+    """Return whether to use torchvision's kernels: only on a GPU.
+
+    On a CPU its RoIAlign takes 2 to 4 times as long as ours.
+    """
     return device.type == 'cuda' and torchvision_works()
 
 
 def get_compiler_version() -> str:
-    return 'none: the ops are those of mmgrc.env.mmcv_ops'
+    return 'none: the ops come from mmgrc.env.mmcv_ops'
 
 
 def get_compiling_cuda_version() -> str:
@@ -58,7 +62,7 @@ def get_compiling_cuda_version() -> str:
 
 
 def _with_last_pixel(boxes: Tensor, offset: int) -> Tensor:
-    """Boxes whose corners are pixels of theirs (``offset`` 1) as those whose corners are edges."""
+    """Convert boxes whose last corner is their last pixel (``offset`` 1) to boxes whose last corner is their edge."""
     return boxes.float() + boxes.new_tensor([0, 0, offset, offset], dtype=torch.float32)
 
 
@@ -105,7 +109,7 @@ def roi_align_forward(
 ) -> None:
     if pool_mode != 1:
         raise MissingOpError("roi_align with pool_mode='max'")
-    # Half precision would move the samples.
+    # Half precision would shift the samples.
     input, rois = _single(input), _single(rois)
     if use_torchvision(input.device):
         size = (aligned_height, aligned_width)
@@ -192,14 +196,14 @@ def ms_deform_attn_backward(
 
 
 def _gradients(function: Callable[..., Tensor], inputs: list[Tensor], grad_output: Tensor) -> tuple[Tensor, ...]:
-    """Recompute a function and take its gradients: mmcv keeps its inputs alone."""
+    """Recompute a function and return its gradients, since mmcv saves only the inputs."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     with torch.enable_grad():
         return torch.autograd.grad(function(*inputs), inputs, grad_output)
 
 
 def __getattr__(name: str) -> Callable[..., NoReturn]:
-    """Stand for any other op: mmcv looks them all up when it is imported, and calls few."""
+    """Stand in for any other op: mmcv looks up all ops at its import, but calls only a few."""
     if name.startswith('_'):
         raise AttributeError(name)
 

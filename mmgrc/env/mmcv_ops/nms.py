@@ -1,7 +1,7 @@
-"""Non-maximum suppression without compiled ops: the twins of mmcv's.
+"""Non-maximum suppression without compiled ops, equivalent to mmcv's.
 
-They are many small steps, which a GPU and PyTorch's threads only slow down: NumPy does them, on one core. Corners of N
-boxes are an array ``(4, N)`` here, with rows x1, y1, x2, y2.
+It consists of many small steps, which would be slower on a GPU or with PyTorch's threads. So it runs in NumPy, on one
+core. Here, the corners of N boxes are an array ``(4, N)`` with rows x1, y1, x2, y2.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch import Tensor
 
 __all__ = ['nms', 'softnms']
 
-# How many boxes are compared with others at once, and from how many on those are told apart that cannot meet.
+# Number of boxes that are compared with others at once, and the smallest number of boxes that are split off as a part.
 _BLOCK, _PART = 64, 512
 
 
 @np.errstate(invalid='ignore', divide='ignore')
 def _overlaps(corners: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of each of N boxes with each of M: ``(N, M)``. Of two boxes without area it is NaN."""
+    """Compute the IoU of each of N boxes with each of M others, ``(N, M)``. For two boxes without area it is NaN."""
     (a1, b1, a2, b2), (x1, y1, x2, y2) = corners[:, :, None], others
     shared = np.minimum(a2, x2) - np.maximum(a1, x1)
     height = np.minimum(b2, y2) - np.maximum(b1, y1)
-    # In place: most of the time goes into newly allocated memory.
+    # In place, because newly allocated memory takes most of the time.
     shared = np.maximum(shared, 0, out=shared)
     shared *= np.maximum(height, 0, out=height)
     union = np.add((a2 - a1) * (b2 - b1), (x2 - x1) * (y2 - y1), out=height)
@@ -33,15 +33,15 @@ def _overlaps(corners: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Keep the best box, drop those that overlap it by more than the threshold, go on with what is left.
+    """Keep the best box, drop the boxes that overlap it by more than the threshold, and repeat with the rest.
 
     Args:
         boxes: Corners ``(x1, y1, x2, y2)`` of N boxes, shape ``(N, 4)``.
         scores: Scores of shape ``(N,)``.
-        iou_threshold: The largest intersection over union of two boxes that both stay.
+        iou_threshold: The largest IoU of two boxes that are both kept.
 
     Returns:
-        Indices of the boxes that stay, the best first.
+        Indices of the kept boxes, the best first.
     """
     order = scores.sort(descending=True)[1]
     corners = np.ascontiguousarray(boxes[order].t().cpu().float().numpy())
@@ -53,7 +53,10 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def _parts(corners: np.ndarray) -> Iterator[np.ndarray]:
-    """Indices of boxes that meet no box of another part: classes and levels, which mmcv moves away from each other."""
+    """Split the boxes into parts that do not overlap, and yield the indices of each.
+
+    mmcv moves the boxes of different classes and levels apart, which makes such parts.
+    """
     order = corners[0].argsort(kind='stable')
     gaps = corners[0][order[1:]] > np.maximum.accumulate(corners[2][order[:-1]])
     start = 0
@@ -64,7 +67,7 @@ def _parts(corners: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _stay(corners: np.ndarray, threshold: np.float32) -> np.ndarray:
-    """Indices of the boxes that stay, of boxes that are sorted by their scores."""
+    """Return the indices of the kept boxes. The boxes must be sorted by score."""
     left = np.arange(corners.shape[1])
     kept = [left[:0]]
     while len(left):
@@ -82,18 +85,18 @@ def _stay(corners: np.ndarray, threshold: np.float32) -> np.ndarray:
 def softnms(
     boxes: Tensor, scores: Tensor, iou_threshold: float, sigma: float, min_score: float, method: int
 ) -> tuple[Tensor, Tensor]:
-    """Take the best box, lower the scores of those that overlap it, go on with what is left.
+    """Take the best box, lower the scores of the boxes that overlap it, and repeat with the rest.
 
     Args:
         boxes: Corners ``(x1, y1, x2, y2)`` of N boxes, shape ``(N, 4)``.
         scores: Scores of shape ``(N,)``.
-        iou_threshold: The overlap from which methods 0 and 1 lower a score.
-        sigma: The width of method 2.
-        min_score: A box whose score is lowered below it is dropped.
-        method: 0: to zero, 1: times 1 - IoU, 2: times exp(-IoU² / sigma).
+        iou_threshold: Methods 0 and 1 lower a score from this IoU on.
+        sigma: Width of method 2.
+        min_score: A box is dropped if its score is lowered below this value.
+        method: 0 sets the score to zero, 1 multiplies it by 1 - IoU, 2 by exp(-IoU² / sigma).
 
     Returns:
-        Indices of the boxes that stay, in the order in which they were taken, and their lowered scores.
+        Indices of the kept boxes in the order in which they were taken, and their lowered scores.
     """
     corners, lowered = boxes.t().cpu().float().numpy(), scores.cpu().float().numpy().copy()
     left = np.arange(len(lowered))

@@ -1,4 +1,4 @@
-"""Who does the work: mmgrc's own operations, torchvision's kernels where they load; and mmcv's compiled ones beside."""
+"""The tested ops: mmgrc's own, with torchvision's kernels if they load. Also mmcv's compiled ops, for comparison."""
 
 import importlib
 
@@ -9,10 +9,10 @@ from mmgrc.env.mmcv_ops import extension, ops_in_use
 
 @pytest.fixture(params=['own', 'torchvision'] if extension.torchvision_works() else ['own'])
 def ops(request, monkeypatch):
-    """The functions that take the place of mmcv's compiled ones, and are called by mmcv's own Python code."""
+    """Replace mmcv's compiled ops by ours, which mmcv's own Python code then calls."""
     monkeypatch.setattr(extension, 'use_torchvision', lambda device: request.param == 'torchvision')
     for module in extension.PROVIDED:
-        # By its name: mmcv.ops has functions that are called as their modules.
+        # Imported by name, since mmcv.ops has functions with the same names as their modules.
         monkeypatch.setattr(importlib.import_module(f'mmcv.ops.{module}'), 'ext_module', extension)
     return extension
 
@@ -21,5 +21,5 @@ def ops(request, monkeypatch):
 def compiled():
     """mmcv's compiled ops."""
     if ops_in_use() != 'compiled':
-        pytest.skip('mmcv has no compiled ops here, with which ours are compared: make env-full')
+        pytest.skip('mmcv has no compiled ops here to compare with: make env-full')
     return importlib.import_module('mmcv._ext')

@@ -1,4 +1,4 @@
-"""What else stands for mmcv's compiled module, when it does, and what is said of ops that are not there."""
+"""The other replacements of mmcv's compiled ops, when they are used, and the errors for missing ops."""
 
 import importlib
 import sys
@@ -19,7 +19,7 @@ from tests.conftest import SHAPES_CONFIG
 
 def test_torchvisions_kernels():
     if not extension.torchvision_works():
-        pytest.skip('torchvision is not there, or does not fit this torch: its kernels are not tested')
+        pytest.skip('torchvision is not installed, or does not work with this torch: its kernels are not tested')
     assert extension.use_torchvision(torch.device('cuda'))
     assert not extension.use_torchvision(torch.device('cpu'))
 
@@ -32,7 +32,7 @@ def test_torchvision_that_does_not_load(monkeypatch):
 
 
 def test_focal_loss(ops):
-    """As in its paper, with a background past the last class."""
+    """As in its paper, with labels past the last class as background."""
     torch.manual_seed(0)
     logits = (torch.randn(6, 4, dtype=torch.float64) * 3).requires_grad_()
     target = torch.tensor([0, 3, 4, 1, 4, 2])
@@ -47,7 +47,7 @@ def test_focal_loss(ops):
 
 
 def test_deformable_attention(ops):
-    """The function that mmcv calls on a GPU, against the values at the middles of cells."""
+    """The function that mmcv calls on a GPU, compared with the values at the centres of cells."""
     torch.manual_seed(0)
     shapes = torch.tensor([[3, 4], [2, 2]])
     value = torch.randn(2, 16, 2, 3, dtype=torch.float64)
@@ -65,7 +65,9 @@ def test_deformable_attention(ops):
 
 
 def test_an_op_that_is_not_there_is_named(ops):
-    with pytest.raises(extension.MissingOpError, match=r'roi_pool_forward is not there.*make env-full.*mmcv==2\.1\.0'):
+    with pytest.raises(
+        extension.MissingOpError, match=r'roi_pool_forward is not available.*make env-full.*mmcv==2\.1\.0'
+    ):
         extension.roi_pool_forward(1, 2, c=3)
     with pytest.raises(AttributeError):
         extension.__path__  # noqa: B018

@@ -1,4 +1,4 @@
-"""NMS and soft NMS against their definitions in plain loops, and against mmcv's compiled ops where those are there."""
+"""NMS and soft NMS, compared with their definitions in plain loops and with mmcv's compiled ops if available."""
 
 import math
 
@@ -11,7 +11,7 @@ from mmgrc.env.mmcv_ops import nms as own
 
 
 def overlap(a, b, offset=0):
-    """Intersection over union of two boxes, in single precision as mmcv's; 0 where both have no area."""
+    """Compute the IoU of two boxes, in single precision like mmcv. It is 0 if both have no area."""
     width, height = (max(min(a[i + 2], b[i + 2]) - max(a[i], b[i]) + offset, np.float32(0)) for i in (0, 1))
     areas = [(x[2] - x[0] + offset) * (x[3] - x[1] + offset) for x in (a, b)]
     return width * height / (areas[0] + areas[1] - width * height) if any(areas) else np.float32(0)
@@ -43,7 +43,7 @@ def soft_nms_by_definition(boxes, scores, threshold, sigma, least, method, offse
 
 
 def crowd(count, size=300.0, seed=0):
-    """Boxes of which many overlap much, with scores that all differ."""
+    """Return boxes, many of which overlap strongly, with scores that are all different."""
     torch.manual_seed(seed)
     middle = (torch.rand(max(count // 10, 1), 2) * size)[torch.randint(max(count // 10, 1), (count,))]
     corner = (middle + torch.randn(count, 2) * 4).clamp(min=0)
@@ -62,7 +62,7 @@ def test_nms_is_the_definition(ops, threshold, offset):
 
 
 def test_an_overlap_of_just_the_threshold_stays(ops):
-    # 7 of 10 columns, 3 of 10, half; and boxes without area.
+    # Boxes that cover 7, 5 and 3 of 10 columns, and boxes without area.
     boxes = torch.tensor([[0, 0, 10, 1], [0, 0, 7, 1], [0, 0, 5, 1], [0, 0, 3, 1], [2, 2, 2, 2], [2, 2, 2, 2]]).float()
     scores = torch.linspace(0.9, 0.1, 6)
     for threshold in (0.3, 0.5, 0.7):
@@ -77,7 +77,7 @@ def test_best_boxes_and_those_above_a_score(ops):
 
 
 def test_each_class_on_its_own(ops, monkeypatch):
-    """mmcv moves classes away from each other, so they can be parts, of several blocks."""
+    """mmcv moves classes apart, so each can be a part of several blocks."""
     monkeypatch.setattr(own, '_PART', 50)
     monkeypatch.setattr(own, '_BLOCK', 16)
     boxes, scores = crowd(240)

@@ -1,4 +1,4 @@
-"""RoIAlign against its definition in plain loops, and against mmcv's compiled op where that is there."""
+"""RoIAlign, compared with its definition in plain loops and with mmcv's compiled op if available."""
 
 import itertools
 import math
@@ -11,8 +11,8 @@ from torch.autograd import gradcheck
 from mmgrc.env.mmcv_ops import roi_align as own
 from mmgrc.env.mmcv_ops.extension import MissingOpError
 
-# Images of 40 x 24 pixels at a quarter of their size. Inside; over each border; outside; the whole image; thinner than
-# a cell; without width; without area.
+# Regions in images of 40 x 24 pixels, whose maps have a quarter of that size. The regions are: inside the image, across
+# its borders (two), outside, the whole image, thinner than a cell, without width, and without area.
 ROIS = [
     [0, 3.0, 4.0, 21.0, 19.0],
     [1, -6.0, -3.0, 9.0, 12.0],
@@ -27,7 +27,7 @@ KINDS = list(itertools.product((True, False), (0, 2)))
 
 
 def by_definition(features, rois, bins, scale, samples, aligned):
-    """The mean of the bilinear interpolations at the samples of each bin, one after another."""
+    """Average the bilinear interpolations at the samples of each bin, one by one."""
     _, channels, height, width = features.shape
     output = features.new_zeros(len(rois), channels, *bins)
     for n, (image, *corners) in enumerate(rois.tolist()):
@@ -114,7 +114,7 @@ def test_no_regions(ops):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision(ops, dtype):
-    """As in single precision on the same numbers, rounded at the end."""
+    """The result is that of single precision on the same numbers, rounded at the end."""
     halves, rois = (x.to(dtype).requires_grad_() for x in inputs())
     singles = halves.detach().float().requires_grad_()
     output = roi_align(halves, rois, (3, 2), 0.25)
@@ -147,7 +147,7 @@ def test_maximum_is_not_there(ops):
 
 
 def call(ops, features, rois, bins, aligned, samples):
-    """Forward and backward pass of an extension module."""
+    """Run the forward and backward pass of an extension module."""
     settings = {
         'aligned_height': bins[0],
         'aligned_width': bins[1],
@@ -188,7 +188,7 @@ def test_as_compiled(ops, compiled, bins, aligned, samples):
 
 @pytest.mark.parametrize(('aligned', 'samples'), KINDS)
 def test_as_compiled_in_half_precision(ops, compiled, aligned, samples):
-    """The compiled op places its samples in half precision: corners are whole cells, and the sums short."""
+    """The compiled op places its samples in half precision. So corners are whole cells, and sums are short."""
     features, _ = inputs(torch.float16)
     rois = torch.tensor([[0, 4, 4, 20, 20], [1, 0, 0, 32, 16], [1, 8, 8, 40, 24]], dtype=torch.float16)
     for found, expected in zip(

@@ -1,4 +1,4 @@
 _base_ = '../mask_rcnn_grc_swin_small.py'
 
-# The same without a memory. A difference to the parent is due to the memory alone.
+# The same without a memory. A difference from the parent is due to the memory alone.
 model = dict(backbone=dict(grc=dict(stages=())))

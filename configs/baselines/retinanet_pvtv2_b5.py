@@ -1,4 +1,4 @@
 _base_ = '../retinanet_grc_pvtv2_b5.py'
 
-# The same without a memory. A difference to the parent is due to the memory alone.
+# The same without a memory. A difference from the parent is due to the memory alone.
 model = dict(backbone=dict(grc=dict(stages=())))

@@ -98,11 +98,14 @@ class MemoryAttention(nn.Module):
 
     def keys_and_values(self, memory: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Keys and values, (B, heads, K, D_m / heads) each, of the reduced memory."""
-        memory = memory.to(self.kv.weight.dtype)
         if self.sr is not None:
-            grid = self.sr(memory.unflatten(1, self.cache_size).permute(0, 3, 1, 2))
-            memory = self.norm(grid.flatten(2).mT)
-        key, value = self.kv(memory).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            # In the cache's precision. oneDNN's convolution of few channels is wrong in bfloat16 on CPUs with AMX.
+            with no_autocast(memory.device):
+                grid = _run_in_precision(self.sr, memory.unflatten(1, self.cache_size).permute(0, 3, 1, 2))
+                memory = _run_in_precision(self.norm, grid.flatten(2).mT)
+        key, value = (
+            self.kv(memory.to(self.kv.weight.dtype)).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        )
         return key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)
 
 
@@ -246,7 +249,7 @@ class GRC(CacheBuffer):
         return f'variant={self.variant!r}, cache={self.cache_size[0]}x{self.cache_size[1]}x{self.dims}'
 
 
-def _run_in_precision(layer: nn.Linear | nn.LayerNorm, x: Tensor) -> Tensor:
+def _run_in_precision(layer: nn.Linear | nn.LayerNorm | nn.Conv2d, x: Tensor) -> Tensor:
     """Compute ``layer(x)``, in the precision of ``x`` if the weights have a lower one."""
     if layer.weight.dtype == x.dtype:
         return layer(x)

@@ -7,6 +7,8 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import MODELS
 
 import mmgrc.models.grc as grc_module
+from mmgrc.models.grc import MemoryAttention
+from mmgrc.models.ops import is_fast
 from tests.helpers.backbones import FAMILIES, SMALL, assert_same, build, caches, loss
 
 family = pytest.mark.parametrize('family', FAMILIES)
@@ -29,10 +31,37 @@ def assert_full_precision(backbone):
         assert not torch.equal(branch.cache, branch.cache.half().float())
 
 
+def stock_layers_are_wrong(family, dtype):
+    """oneDNN's convolution of few channels in bfloat16, on CPUs with AMX. Plain operations use it as stock PVT does."""
+    if family != 'pvt' or dtype != torch.bfloat16 or is_fast():
+        return False
+    conv, x = torch.nn.Conv2d(8, 8, 8, stride=8), torch.randn(2, 8, 16, 24)
+    return bool((conv.to(dtype)(x.to(dtype)) - conv.float()(x)).abs().max() > 0.1)
+
+
+@pytest.mark.parametrize('channels', [8, 16, 24, 32])
+@half
+def test_the_cache_is_reduced_in_its_own_precision(channels, dtype):
+    torch.manual_seed(0)
+    attention = MemoryAttention(channels, 1, (56, 56), sr_ratio=8)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    memory = torch.randn(2, 56 * 56, channels)
+    expected = attention.keys_and_values(memory, 2)
+    with torch.autocast('cpu', dtype=dtype):
+        autocast = attention.keys_and_values(memory, 2)
+    for outs in (autocast, attention.to(dtype).keys_and_values(memory, 2)):
+        for out, exact in zip(outs, expected, strict=True):
+            assert out.dtype == dtype
+            assert (out.float() - exact).norm() < 0.02 * exact.norm()
+
+
 @family
 @half
 @pytest.mark.parametrize('options', [{}, {'with_cp': True}, {'grc': {'variant': 'paper'}}])
 def test_autocast(family, dtype, options, monkeypatch):
+    if stock_layers_are_wrong(family, dtype):
+        pytest.skip('on this CPU, oneDNN convolves few channels wrongly in bfloat16')
     backbone, exact = build(family, **options), build(family, **options)
     x = torch.randn(2, 3, 64, 96)
     expected = exact(x)
@@ -57,6 +86,8 @@ def test_autocast(family, dtype, options, monkeypatch):
 @family
 @half
 def test_model_in_half_precision(family, dtype, monkeypatch):
+    if stock_layers_are_wrong(family, dtype):
+        pytest.skip('on this CPU, oneDNN convolves few channels wrongly in bfloat16')
     backbone, exact = build(family).to(dtype), build(family)
     seen = watch_gates(monkeypatch)
     x = torch.randn(2, 3, 64, 96)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmgrc.models.ops import use_ops
 from mmgrc.models.ops.convolution import convolve_tokens
 
 
@@ -30,7 +31,7 @@ def test_which_kernel_runs():
     """Pairs in float32 and bfloat16 use the depthwise kernel. Everything else uses the layer itself."""
 
     def weights(conv, x):
-        with torch.profiler.profile(record_shapes=True) as profile:
+        with use_ops('fast'), torch.profiler.profile(record_shapes=True) as profile:
             convolve_tokens(x, (10, 10), conv)
         return {tuple(event.input_shapes[1]) for event in profile.events() if event.name == 'aten::conv2d'}
 

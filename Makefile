@@ -14,7 +14,7 @@ OPTIONS ?=
 # Only the last checkpoint is kept: each has 200 MB.
 CFG_OPTIONS := --cfg-options default_hooks.checkpoint.max_keep_ckpts=1 $(OPTIONS)
 
-.PHONY: help env env-full demo test test-fast coverage test-slurm lint format tables docs clean-demo
+.PHONY: help env env-full demo test test-fast test-stack coverage test-slurm lint format tables docs clean-demo
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -48,6 +48,12 @@ test: env ## Run the tests (no network, no GPU)
 
 test-fast: PYTEST += -m 'not slow'
 test-fast: test ## Run the tests that take no longer than seconds: all rooms, in 3 minutes on two cores
+
+# make test-stack STACK=floor PYTHON=python3.12
+STACK ?= floor
+test-stack: ## Run the tests in another environment: STACK=floor, torch-2.14 or fork, PYTHON=python3.12
+	STACK=$(STACK) bash tools/install.sh .venv-$(STACK)
+	OMP_NUM_THREADS=1 .venv-$(STACK)/bin/python -m pytest -n auto $(PYTEST)
 
 # Apart from `test`: on Python 3.11 the tracer makes tests of pure Python 1.4 times as long.
 coverage: PYTEST += --cov --cov-report=term:skip-covered

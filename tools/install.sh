@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Create a virtual environment and install mmgrc with everything it needs: tools/install.sh [--full] [FOLDER], .venv by
-# default. --full compiles mmcv with all its ops. An environment that already has compiled mmcv keeps it.
+# default. --full compiles mmcv with all its ops. An environment that already has compiled mmcv keeps it. STACK=floor installs
+# the versions of stacks/floor.txt instead of those of requirements.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 full=
@@ -9,6 +10,20 @@ if [ "${1:-}" = --full ]; then
     shift
 fi
 venv=${1:-.venv}
+requirements=requirements.txt
+if [ -n "${STACK:-}" ]; then
+    stack=stacks/$STACK.txt
+    [ -f "$stack" ] || {
+        echo "install: there is no stack $STACK: allowed are $(basename -s .txt -a stacks/*.txt | paste -sd' ')" >&2
+        exit 1
+    }
+    requirements=$(mktemp)
+    trap 'rm -f "$requirements"' EXIT
+    replaced=$(sed -n 's/^# replaces: //p' "$stack" | tr ' ' '|')
+    grep -vE "^($replaced)(=|>|$)" requirements.txt > "$requirements"
+    cat "$stack" >> "$requirements"
+    for setting in $(sed -n 's/^# environment: //p' "$stack"); do export "${setting?}"; done
+fi
 "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
     echo "install: Python 3.10 or newer is needed; set PYTHON=/path/to/python3" >&2
     exit 1
@@ -57,10 +72,10 @@ PY
 }
 
 if [ -n "$full" ]; then
-    grep -v '^mmcv-lite==' requirements.txt | "$python" -m pip install -r /dev/stdin
+    grep -v '^mmcv-lite==' "$requirements" | "$python" -m pip install -r /dev/stdin
     compile_mmcv
 else
-    "$python" -m pip install -r requirements.txt
+    "$python" -m pip install -r "$requirements"
 fi
 "$python" -m pip install --no-build-isolation --no-deps -e .
 "$python" -c 'import mmgrc; print(f"mmgrc {mmgrc.__version__} is ready")'

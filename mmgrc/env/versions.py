@@ -49,12 +49,12 @@ REBUILD_MMCV = f'pip uninstall -y mmcv; pip cache remove mmcv; {_COMPILED_MMCV}'
 COMPILE_MMCV = f'pip uninstall -y mmcv-lite; pip install wheel ninja; {_COMPILED_MMCV}'
 """The command that replaces mmcv-lite with mmcv and its ops, as ``make env-full`` does. It needs a compiler."""
 REQUIREMENTS = (
-    Requirement('torch', '2.13.0', '2.1', None, 'pip install torch==2.13.0'),
-    Requirement('mmengine', '0.10.7', '0.10.3', '1.0', 'pip install mmengine==0.10.7'),
-    Requirement('mmcv', '2.1.0', '2.0.0', '2.2.0', 'pip install mmcv-lite==2.1.0'),
+    Requirement('torch', '2.13.0', '2.6', None, 'pip install torch==2.13.0'),
+    Requirement('mmengine', '0.10.7', '0.10.7', '1.0', 'pip install mmengine==0.10.7'),
+    Requirement('mmcv', '2.1.0', '2.1.0', '2.2.0', 'pip install mmcv-lite==2.1.0'),
     Requirement('mmdet', '3.3.0', '3.3.0', '4.0', 'pip install mmdet==3.3.0'),
     # mmengine reads its `mmdet::` base configs through pkg_resources, which setuptools 81 no longer has.
-    Requirement('setuptools', '80.10.2', '60.0', '81', 'pip install "setuptools<81"'),
+    Requirement('setuptools', '80.10.2', '77.0', '81', 'pip install "setuptools<81"'),
 )
 # The maintained fork has the import names of OpenMMLab's packages, and its own version numbers.
 _FORK = {

@@ -32,16 +32,14 @@ def allow_mmengine_checkpoints() -> None:
     This function allows them by name. The check stays on.
     """
     scalar_types = (np.float64, np.float32, np.int64, np.int32, np.uint8, np.bool_)
-    arrays = np._core.multiarray
+    # NumPy 1 has other names for it, and wrote them into files.
+    arrays = (np.core if np.__version__.startswith('1.') else np._core).multiarray
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
             (_history_statistic, 'builtins.getattr'),
-            arrays._reconstruct,
-            arrays.scalar,
-            # The names of the same two in files that NumPy 1 wrote.
-            (arrays._reconstruct, 'numpy.core.multiarray._reconstruct'),
-            (arrays.scalar, 'numpy.core.multiarray.scalar'),
+            *((arrays._reconstruct, f'numpy.{core}.multiarray._reconstruct') for core in ('_core', 'core')),
+            *((arrays.scalar, f'numpy.{core}.multiarray.scalar') for core in ('_core', 'core')),
             np.ndarray,
             np.dtype,
             *(type(np.dtype(scalar)) for scalar in scalar_types),

@@ -49,6 +49,8 @@ def write(path, kind):
 def test_reads_what_the_loader_reads(kind, suffix, tmp_path):
     path = tmp_path / f'image.{suffix}'
     write(path, kind)
+    if not cv2.haveImageReader(str(path)):
+        pytest.skip(f'this OpenCV ({cv2.__version__}) reads no {suffix}')
     image = read_image(path)
     np.testing.assert_array_equal(image, LoadImageFromFile().transform({'img_path': str(path)})['img'])
     assert image.shape == (12, 17, 3)

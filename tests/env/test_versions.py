@@ -31,7 +31,7 @@ def test_the_tested_stack_passes():
 @pytest.mark.parametrize(
     ('package', 'found', 'words'),
     [
-        ('mmcv', '2.2.0', 'mmcv 2.2.0 is installed (needed: 2.0.0 or newer, below 2.2.0). Type: pip install'),
+        ('mmcv', '2.2.0', 'mmcv 2.2.0 is installed (needed: 2.1.0 or newer, below 2.2.0). Type: pip install'),
         ('setuptools', '82.0', 'setuptools 82.0 is installed'),
         ('mmdet', '2.28.0', 'pip install mmdet==3.3.0'),
         ('mmcv', None, 'mmcv is not installed'),

@@ -12,6 +12,7 @@ from mmgrc.env.mmcv_ops import nms as own
 
 def overlap(a, b, offset=0):
     """Compute the IoU of two boxes, in single precision like mmcv. It is 0 if both have no area."""
+    offset = np.float32(offset)
     width, height = (max(min(a[i + 2], b[i + 2]) - max(a[i], b[i]) + offset, np.float32(0)) for i in (0, 1))
     areas = [(x[2] - x[0] + offset) * (x[3] - x[1] + offset) for x in (a, b)]
     return width * height / (areas[0] + areas[1] - width * height) if any(areas) else np.float32(0)

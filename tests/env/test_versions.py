@@ -1,12 +1,19 @@
 """The check of the installed stack, and that the files of requirements say the same."""
 
+import os
 import re
+import subprocess
 
 import pytest
 from packaging.version import Version
 
 from mmgrc.env import versions
 from tests.conftest import REPOSITORY
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10, where pytest needs this package
+    import tomli as tomllib
 
 
 def pretend(monkeypatch, others):
@@ -79,3 +86,48 @@ def test_requirements_pin_the_tested_versions():
         assert tested >= Version(requirement.minimum)
         assert requirement.below is None or tested < Version(requirement.below)
     assert f'pip install --no-build-isolation mmcv=={full["mmcv"]}' in versions.COMPILE_MMCV
+
+
+def test_uv_takes_the_pins_of_the_requirements():
+    pins = set((REPOSITORY / 'requirements.txt').read_text().splitlines())
+    project = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())
+    constraints = project['tool']['uv']['constraint-dependencies']
+    assert {re.split('[=<>]', line)[0].removesuffix('-lite') for line in constraints} == {
+        requirement.package for requirement in versions.REQUIREMENTS
+    }
+    assert set(constraints) <= pins
+
+
+def test_the_floor_stack_has_the_oldest_versions_that_are_allowed():
+    floor = dict(re.findall(r'^([a-z-]+)==(\S+)', (REPOSITORY / 'stacks/floor.txt').read_text(), re.M))
+    for requirement in versions.REQUIREMENTS:
+        if requirement.package != 'mmcv':  # mmcv-lite of requirements.txt is the oldest
+            assert Version(floor[requirement.package]).release[:2] == Version(requirement.minimum).release[:2]
+    project = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())['project']
+    for line in [*project['dependencies'], *project['optional-dependencies']['detection']]:
+        package, _, least = line.partition('>=')
+        if least:
+            least = least.split(',')[0]
+            assert floor[package].startswith(f'{least}.') or floor[package] == least, line
+
+
+@pytest.mark.parametrize('stack', sorted((REPOSITORY / 'stacks').glob('*.txt')), ids=lambda path: path.stem)
+def test_a_stack_replaces_lines_of_the_requirements(stack):
+    (replaced,) = re.findall('^# replaces: (.*)', stack.read_text(), re.M)
+    pinned = re.findall(r'^([a-z-]+)[=>]', (REPOSITORY / 'requirements.txt').read_text(), re.M)
+    assert set(replaced.split()) <= set(pinned)
+    # What is not replaced must not be pinned a second time.
+    assert not set(re.findall(r'^([a-z-]+)==', stack.read_text(), re.M)) & (set(pinned) - set(replaced.split()))
+
+
+def test_a_stack_that_is_not_there_is_refused(tmp_path):
+    run = subprocess.run(
+        ['bash', REPOSITORY / 'tools/install.sh', tmp_path / 'venv'],
+        env={**os.environ, 'STACK': 'newest'},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert run.stderr == 'install: there is no stack newest: allowed are floor fork torch-2.14\n'
+    assert not (tmp_path / 'venv').exists()

@@ -1,7 +1,8 @@
 """Convert a PVT checkpoint (original PVT, MMDetection, or the published GRC code) to the keys of the GRC backbones.
 
 Use the result as `model.backbone.init_cfg.checkpoint`. With --resize-caches, resize the caches of a detector's
-checkpoint to other `grc.cache_sizes` instead. Use that result for testing, or as `load_from`.
+checkpoint to other `grc.cache_sizes` instead. With --replace-caches, replace their content, to see what it is worth.
+Use these results for testing, or as `load_from`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 
 import torch
 
-from mmgrc.models.convert import convert_checkpoint, resize_caches
+from mmgrc.models.convert import convert_checkpoint, replace_caches, resize_caches
 from mmgrc.runs.checkpoint import read_checkpoint
 from mmgrc.runs.config import build_model, load_config
 from mmgrc.runs.error import InputError, first_few
@@ -21,16 +22,22 @@ def main() -> str | None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('src', metavar='SRC', help='checkpoint to read')
     parser.add_argument('dst', metavar='DST', help='checkpoint to write')
-    parser.add_argument(
+    caches = parser.add_mutually_exclusive_group()
+    caches.add_argument(
         '--resize-caches',
         nargs=2,
         metavar=('OLD', 'NEW'),
         help='configs: the one that SRC was trained with, and the one with other grc.cache_sizes',
     )
+    caches.add_argument(
+        '--replace-caches',
+        metavar='SOURCE',
+        help="'zeros', 'shuffled' (the cells of each cache in a random order), or another checkpoint of the same model",
+    )
     args = parser.parse_args()
+    convert = _resize if args.resize_caches else _replace if args.replace_caches else _convert
     try:
-        checkpoint = read_checkpoint(args.src)
-        (_resize if args.resize_caches else _convert)(args, checkpoint)
+        convert(args, read_checkpoint(args.src))
     except (ValueError, OSError, RuntimeError, InputError) as error:
         return f'convert_checkpoint: {error}'
     return None
@@ -53,6 +60,15 @@ def _resize(args: argparse.Namespace, checkpoint: dict) -> None:
     meta = {**checkpoint.get('meta', {}), 'source': args.src, 'cfg': configs[1].pretty_text}
     torch.save({'meta': meta, 'state_dict': state}, args.dst)
     print(f'{args.dst}: {len(resized)} caches resized, {len(state) - len(resized)} other tensors unchanged')
+
+
+def _replace(args: argparse.Namespace, checkpoint: dict) -> None:
+    source = args.replace_caches
+    state, replaced = replace_caches(checkpoint, source if source in ('zeros', 'shuffled') else read_checkpoint(source))
+    torch.save({'meta': {**checkpoint.get('meta', {}), 'source': args.src}, 'state_dict': state}, args.dst)
+    print(
+        f'{args.dst}: {len(replaced)} caches replaced ({source}), {len(state) - len(replaced)} other tensors unchanged'
+    )
 
 
 if __name__ == '__main__':

@@ -28,6 +28,7 @@ __all__ = [
     'convert_pvt',
     'load_converted',
     'match_converted',
+    'replace_caches',
     'resize_caches',
     'start_silently',
 ]
@@ -359,6 +360,41 @@ def resize_caches(checkpoint: Mapping, old: nn.Module, new: nn.Module) -> tuple[
         state[key] = resampling(state[key].unflatten(1, size))
     _require_fit(state, new, 'the new config')
     return state, resized
+
+
+def replace_caches(checkpoint: Mapping, source: Mapping | str, seed: int = 0) -> tuple[dict[str, Tensor], list[str]]:
+    """Replace the caches of a trained checkpoint, to see what the detector owes to their content.
+
+    Args:
+        checkpoint: See :func:`checkpoint_state`.
+        source: ``'zeros'``, ``'shuffled'`` for the cells of each cache in a random order, or another checkpoint of the
+            same model, whose caches are taken.
+        seed: Of the random order.
+
+    Returns:
+        The state dict, and the keys of the caches.
+
+    Raises:
+        ValueError: The checkpoint has no cache, or the other checkpoint lacks one of them in this shape.
+    """
+    state = checkpoint_state(checkpoint)
+    keys = [key for key in state if key.endswith('.grc.cache')]
+    if not keys:
+        raise ValueError('the checkpoint has no cache')
+    other = {} if isinstance(source, str) else checkpoint_state(source)
+    generator = torch.Generator().manual_seed(seed)
+    for key in keys:
+        cache = state[key]
+        if source == 'zeros':
+            state[key] = torch.zeros_like(cache)
+        elif source == 'shuffled':
+            state[key] = cache[:, torch.randperm(cache.shape[1], generator=generator)]
+        elif key in other and other[key].shape == cache.shape:
+            state[key] = other[key].clone()
+        else:
+            found = tuple(other[key].shape) if key in other else 'nothing'
+            raise ValueError(f'{key}: the checkpoint has {tuple(cache.shape)}, the other one has {found}')
+    return state, keys
 
 
 def _require_fit(state: Mapping[str, Tensor], model: nn.Module, config: str) -> None:

@@ -64,3 +64,45 @@ def test_resizes_caches_between_two_configs(run_tool, tmp_path):
     assert 'The two configs may differ only in grc.cache_sizes' in result.stderr
     assert 'Traceback' not in result.stderr
     assert not files[1].exists()
+
+
+def test_replaces_the_content_of_the_caches(run_tool, tmp_path):
+    options = {'type': 'GRCPyramidVisionTransformer', 'embed_dims': 16, 'num_layers': [1, 1, 1, 1]}
+    states = {}
+    for name, other in (('trained', {}), ('other', {}), ('larger', {'grc': {'cache_sizes': (8, 8, 8, 4)}})):
+        state = MODELS.build({**options, **other}).state_dict()
+        states[name] = {f'backbone.{key}': torch.randn_like(value) for key, value in state.items()}
+        torch.save({'meta': {'epoch': 3}, 'state_dict': states[name]}, tmp_path / f'{name}.pth')
+    trained, files = states['trained'], [tmp_path / 'trained.pth', tmp_path / 'out.pth']
+    for source in ('zeros', 'shuffled', tmp_path / 'other.pth'):
+        result = run_tool('convert_checkpoint', *files, '--replace-caches', source)
+        assert result.returncode == 0, result.stderr
+        assert f'4 caches replaced ({source}), {len(trained) - 4} other tensors unchanged' in result.stdout
+        written = torch.load(files[1])
+        assert written['meta']['epoch'] == 3
+        assert written['state_dict'].keys() == trained.keys()
+        for key, value in written['state_dict'].items():
+            if not key.endswith('.grc.cache'):
+                assert torch.equal(value, trained[key]), key
+            elif source == 'zeros':
+                assert not value.any()
+            elif source == 'shuffled':
+                assert not torch.equal(value, trained[key])
+                # Whole cells have moved.
+                assert sorted(value[0].tolist()) == sorted(trained[key][0].tolist())
+            else:
+                assert torch.equal(value, states['other'][key])
+
+    files[1].unlink()
+    for source, words in (
+        (tmp_path / 'larger.pth', 'backbone.layers.0.1.1.attn.grc.cache: the checkpoint has (1, 3136, 8), the other'),
+        ('zero', 'zero cannot be read'),
+    ):
+        result = run_tool('convert_checkpoint', *files, '--replace-caches', source)
+        assert result.returncode == 1
+        assert words in result.stderr
+        assert 'Traceback' not in result.stderr
+        assert not files[1].exists()
+    torch.save({'conv1.weight': torch.zeros(3)}, tmp_path / 'resnet.pth')
+    result = run_tool('convert_checkpoint', tmp_path / 'resnet.pth', files[1], '--replace-caches', 'zeros')
+    assert 'the checkpoint has no cache' in result.stderr

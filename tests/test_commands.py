@@ -73,6 +73,9 @@ class Instead(NamedTuple):
 NOT_EXECUTED = {
     r'make env$': Instead('--dry-run', 'fetches packages', 'test_repository.py::test_the_workflow_is_ci_run'),
     r'make (test|test-fast)$': Instead('--dry-run', 'runs tests', 'test_repository.py::test_the_workflow_is_ci_run'),
+    r'make test-stack ': Instead(
+        '--dry-run', 'fetches packages', 'env/test_versions.py::test_a_stack_replaces_lines_of_the_requirements'
+    ),
     r'make lint$': Instead('--dry-run', 'looks at the code', 'test_repository.py::test_the_workflow_is_ci_run'),
     r'pip install pre-commit ': Instead(
         None, 'fetches packages', 'test_repository.py::test_pre_commit_has_the_pinned_ruff'

@@ -72,7 +72,9 @@ class Instead(NamedTuple):
 
 NOT_EXECUTED = {
     r'make env$': Instead('--dry-run', 'fetches packages', 'test_repository.py::test_the_workflow_is_ci_run'),
-    r'make (test|test-fast)$': Instead('--dry-run', 'runs tests', 'test_repository.py::test_the_workflow_is_ci_run'),
+    r'make (test|test-fast|test-gpu)$': Instead(
+        '--dry-run', 'runs tests', 'test_repository.py::test_the_workflow_is_ci_run'
+    ),
     r'make lint$': Instead('--dry-run', 'looks at the code', 'test_repository.py::test_the_workflow_is_ci_run'),
     r'pip install pre-commit ': Instead(
         None, 'fetches packages', 'test_repository.py::test_pre_commit_has_the_pinned_ruff'
@@ -87,6 +89,9 @@ NOT_EXECUTED = {
     ),
     rf'{VARIABLES}python tools/study\.py ': Instead(
         '--dry-run', 'trains many detectors', 'tools/test_study.py::test_runs_and_compares_what_can_be_trained'
+    ),
+    rf'{VARIABLES}tools/gpu_check\.sh ': Instead(
+        '--dry-run', 'needs a GPU', 'tools/test_gpu_check.py::test_a_failed_step_does_not_stop_the_next_ones'
     ),
     rf'{VARIABLES}tools/s\w+\.sh ': Instead(
         '--dry-run', 'Slurm', 'tools/test_slurm.py::test_requeued_job_ends_as_the_unbroken_one'

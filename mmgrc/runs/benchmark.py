@@ -311,7 +311,8 @@ def compare(path: str, against: str, options: Options) -> tuple[Result, Result]:
     if options.mode == 'eval':
         for (model, _), state in zip(built, states, strict=True):
             assert all(torch.equal(value, state[key]) for key, value in model.named_buffers())
-    flops = [_count_once(*side, replace(options, mode='eval', dtype='fp32', compile=False, runs=1)) for side in sides]
+    same = replace(options, mode='eval', size=tuple(options.size), dtype='fp32', compile=False, runs=1)
+    flops = [_count_once(*side, same) for side in sides]
     parameters = [sum(p.numel() for p in model.parameters()) for model, _ in built]
     return tuple(
         Result(

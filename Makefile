@@ -14,7 +14,7 @@ OPTIONS ?=
 # Only the last checkpoint is kept: each has 200 MB.
 CFG_OPTIONS := --cfg-options default_hooks.checkpoint.max_keep_ckpts=1 $(OPTIONS)
 
-.PHONY: help env env-full demo test test-fast test-stack coverage test-slurm lint format tables docs clean-demo
+.PHONY: help env env-full demo test test-fast test-gpu test-stack coverage test-slurm lint format tables docs clean-demo
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -48,6 +48,9 @@ test: env ## Run the tests (no network, no GPU)
 
 test-fast: PYTEST += -m 'not slow'
 test-fast: test ## Run the tests that take no longer than seconds: all rooms, in 3 minutes on two cores
+
+test-gpu: env ## Run the tests that need a CUDA GPU. Without one they are left out, and the output lists them
+	$(PY) -m pytest tests/gpu -n0 -v $(PYTEST)
 
 # make test-stack STACK=floor PYTHON=python3.12
 STACK ?= floor

@@ -72,7 +72,9 @@ class Instead(NamedTuple):
 
 NOT_EXECUTED = {
     r'make env$': Instead('--dry-run', 'fetches packages', 'test_repository.py::test_the_workflow_is_ci_run'),
-    r'make (test|test-fast)$': Instead('--dry-run', 'runs tests', 'test_repository.py::test_the_workflow_is_ci_run'),
+    r'make (test|test-fast|test-gpu)$': Instead(
+        '--dry-run', 'runs tests', 'test_repository.py::test_the_workflow_is_ci_run'
+    ),
     r'make test-stack ': Instead(
         '--dry-run', 'fetches packages', 'env/test_versions.py::test_a_stack_replaces_lines_of_the_requirements'
     ),
@@ -90,6 +92,9 @@ NOT_EXECUTED = {
     ),
     rf'{VARIABLES}python tools/study\.py ': Instead(
         '--dry-run', 'trains many detectors', 'tools/test_study.py::test_runs_and_compares_what_can_be_trained'
+    ),
+    rf'{VARIABLES}tools/gpu_check\.sh ': Instead(
+        '--dry-run', 'needs a GPU', 'tools/test_gpu_check.py::test_a_failed_step_does_not_stop_the_next_ones'
     ),
     rf'{VARIABLES}tools/s\w+\.sh ': Instead(
         '--dry-run', 'Slurm', 'tools/test_slurm.py::test_requeued_job_ends_as_the_unbroken_one'

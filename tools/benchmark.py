@@ -1,12 +1,15 @@
-"""Compare two models: time, throughput, peak memory, parameters and FLOPs."""
+"""Compare two models: time, throughput, peak memory, parameters and FLOPs. With lists, compare each combination."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import platform
 import sys
 from dataclasses import asdict, fields
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -33,32 +36,79 @@ def _table(first: Result, second: Result) -> Table:
     return table
 
 
+def _machine(device: str) -> str:
+    name = torch.cuda.get_device_name(device) if torch.device(device).type == 'cuda' else platform.machine()
+    return f'{name}, torch {torch.__version__}'
+
+
+def _markdown(machine: str, comparisons: list[tuple[Options, tuple[Result, Result]]]) -> str:
+    lines = [
+        f'{machine}. Median seconds and peak memory, A / B.',
+        '',
+        '| A | B | pass | type | images | time | memory |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for options, (a, b) in comparisons:
+        times, peaks = (a.seconds.median, b.seconds.median), (a.peak_memory / 1e9, b.peak_memory / 1e9)
+        # A small model may take no memory that a CPU's process did not have before.
+        cells = [
+            f'{left / right:.3f} ({left:.4f} / {right:.4f} {unit})' if right else '-'
+            for (left, right), unit in ((times, 's'), (peaks, 'GB'))
+        ]
+        size = f'{options.batch} x {options.size[0]} x {options.size[1]}'
+        lines.append(f'| {" | ".join([a.name, b.name, options.mode, options.dtype, size, *cells])} |')
+    return '\n'.join([*lines, ''])
+
+
 def main() -> str | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--config', metavar='CONFIG', required=True, help='the model to measure')
-    parser.add_argument('--against', metavar='CONFIG', default='stock', help="another config, or 'stock'")
-    parser.add_argument('--mode', choices=('eval', 'train'), default='eval', help='forward, or forward and backward')
+    parser.add_argument('--config', metavar='CONFIG', nargs='+', required=True, help='the model to measure')
+    parser.add_argument(
+        '--against',
+        metavar='CONFIG',
+        nargs='+',
+        default=['stock'],
+        help="another config, 'stock' (MMDetection's class) or 'no-memory' (grc=dict(stages=()))",
+    )
+    parser.add_argument(
+        '--mode', choices=('eval', 'train'), nargs='+', default=['eval'], help='forward, or forward and backward'
+    )
     parser.add_argument('--part', choices=('backbone', 'detector'), default='backbone')
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), default=(800, 1344), help='pixels')
     parser.add_argument('--batch', type=int, metavar='N', default=1, help='batch size')
-    parser.add_argument('--dtype', choices=tuple(DTYPES), default='fp32')
+    parser.add_argument('--dtype', choices=tuple(DTYPES), nargs='+', default=['fp32'])
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--compile', action='store_true', help='torch.compile both')
     parser.add_argument('--runs', type=int, metavar='N', default=5, help='timed runs of each')
     parser.add_argument('--threads', type=int, metavar='N', help='CPU threads; default: all')
     parser.add_argument('--json', metavar='FILE', help='also write the figures to this file')
+    parser.add_argument('--markdown', metavar='FILE', help='also write a table to this file')
     args = parser.parse_args()
-    options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
-    try:
-        results = compare(args.config, args.against, options)
-    except InputError as error:
-        return f'benchmark: {error}'
-    print(f'A: {results[0].name}\nB: {results[1].name}\noperations: {describe_ops()}')
-    Console().print(_table(*results))
-    if args.json:
-        with open(args.json, 'w') as file:
-            json.dump({'options': asdict(options), 'results': [asdict(r) for r in results]}, file, indent=2)
-    return None
+    comparisons: list[tuple[Options, tuple[Result, Result]]] = []
+    too_large = []
+    for config, against, mode, dtype in itertools.product(args.config, args.against, args.mode, args.dtype):
+        kept = {field.name: getattr(args, field.name) for field in fields(Options)}
+        options = Options(**{**kept, 'mode': mode, 'dtype': dtype})
+        try:
+            results = compare(config, against, options)
+        except InputError as error:
+            return f'benchmark: {error}'
+        except torch.cuda.OutOfMemoryError:
+            too_large.append(f'{config} against {against}, {mode}, {dtype}')
+            continue
+        print(f'A: {results[0].name}\nB: {results[1].name}\n{mode}, {dtype}, operations: {describe_ops()}', flush=True)
+        Console().print(_table(*results))
+        comparisons.append((options, results))
+        # After each comparison, so that an interrupted run keeps those that it has made.
+        machine = _machine(args.device)
+        if args.json:
+            entries = [{'options': asdict(o), 'results': [asdict(r) for r in rs]} for o, rs in comparisons]
+            with open(args.json, 'w') as file:
+                json.dump({'machine': machine, 'comparisons': entries}, file, indent=2)
+        if args.markdown:
+            with open(args.markdown, 'w') as file:
+                file.write(_markdown(machine, comparisons))
+    return f'benchmark: the GPU has too little memory for: {"; ".join(too_large)}' if too_large else None
 
 
 if __name__ == '__main__':

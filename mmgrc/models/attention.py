@@ -86,7 +86,8 @@ class GRCAttention(nn.Module):
         attn_out = F.dropout(self.proj(out), self.proj_drop, self.training)
 
         dtype = torch.promote_types(x.dtype, torch.float32)
-        extent = torch.tensor([hw_shape], dtype=dtype, device=x.device).expand(batch, 2)
+        # Filled on the device: copying numbers of the host to a GPU would wait for it.
+        extent = torch.stack([x.new_full((batch,), lines, dtype=dtype) for lines in hw_shape], dim=1)
         extent = extent if valid is None else valid.to(extent)
         resampling = make_resampling(extent, hw_shape, hw_shape, self.grc.cache_size)
         # A copy: the cache may change before the backward pass.

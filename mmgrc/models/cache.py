@@ -128,6 +128,8 @@ def commit(new_caches: Sequence[tuple[GRC, Tensor]], sync: bool = True) -> GRC |
     """Write the new caches of a step, in the same way on all ranks.
 
     One check and one collective serve all layers. A step with a value that is not finite, on any rank, is not written.
+    The check is the only place where a backbone's training step waits for a GPU. A check that is read later would save
+    that wait, but the message, the count of skipped steps and what is returned would then come a step late.
 
     Args:
         new_caches: Layers, and their new caches (1, T_m, D_m).

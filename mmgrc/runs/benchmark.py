@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import multiprocessing
 import resource
 import statistics
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .config import build_model, load_config
 from .error import InputError
 
-__all__ = ['Options', 'Result', 'Spread', 'compare', 'count_flops', 'stock_config']
+__all__ = ['Options', 'Result', 'Spread', 'compare', 'count_flops', 'memoryless_config', 'stock_config']
 
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 _OBJECTS = 8
@@ -90,7 +91,7 @@ class Result:
     seconds: Spread
     images_per_second: float
     peak_memory: float
-    """Bytes above those of the process before the model was built. On a GPU, the peak that torch allocated."""
+    """Bytes above those of the process before the model was built. On a GPU, those that torch allocated."""
     parameters: int
     flops: int
     """Floating-point operations of one forward pass. A multiplication and an addition count as two. They
@@ -105,17 +106,37 @@ def stock_config(config: Config) -> Config:
     """
     config = copy.deepcopy(config)
     backbone = config.model.backbone
-    name = backbone.type
-    if not isinstance(name, str) or not name.startswith('GRC'):
-        raise InputError(f'the backbone {name} has no stock class: only GRC backbones have one')
-    backbone.type = f'mmdet.{name.removeprefix("GRC")}'
+    backbone.type = f'mmdet.{_grc_name(backbone).removeprefix("GRC")}'
     backbone.pop('grc', None)
     return config
 
 
+def memoryless_config(config: Config) -> Config:
+    """The same config with ``grc=dict(stages=())``: the class of this package without a memory.
+
+    Raises:
+        InputError: The backbone is not one of this package.
+    """
+    config = copy.deepcopy(config)
+    backbone = config.model.backbone
+    _grc_name(backbone)
+    backbone.grc = {'stages': ()}
+    return config
+
+
+def _grc_name(backbone: Config) -> str:
+    if not isinstance(backbone.type, str) or not backbone.type.startswith('GRC'):
+        raise InputError(f'the backbone {backbone.type} has no stock class: only GRC backbones have one')
+    return backbone.type
+
+
+_DERIVED = {'stock': stock_config, 'no-memory': memoryless_config}
+
+
+@functools.cache
 def _load(path: str, against: str | None) -> Config:
     config = load_config(path)
-    return stock_config(config) if against == 'stock' else config
+    return _DERIVED[against](config) if against else config
 
 
 def _build_pass(config: Config, options: Options) -> tuple[nn.Module, Callable[[], object]]:
@@ -204,6 +225,11 @@ def count_flops(config: Config, options: Options) -> int:
     return _count(_build_pass(config, plain)[1])
 
 
+@functools.cache
+def _count_once(path: str, against: str | None, options: Options) -> int:
+    return count_flops(_load(path, against), options)
+
+
 def _count(run: Callable[[], object]) -> int:
     # Plain attention, since the counter does not know the fused CPU kernels.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -218,16 +244,20 @@ def _resident() -> int:
 
 
 def _peak_memory(path: str, against: str | None, options: Options) -> float:
-    """Runs in its own process. It takes two passes, since the first one of training has no gradients yet."""
+    """Run two passes, since the first one of training has no gradients yet. On a CPU it runs in its own process."""
     _set_up_process(options)
     config = _load(path, against)
     cuda = torch.device(options.device).type == 'cuda'
-    before = 0 if cuda else _resident()
+    if cuda:
+        # The workspace of the matrix products is allocated once in a process, and neither model's.
+        torch.ones(2, 2, device=options.device).mm(torch.ones(2, 2, device=options.device))
+        torch.cuda.reset_peak_memory_stats(options.device)
+    before = torch.cuda.memory_allocated(options.device) if cuda else _resident()
     _, run = _build_pass(config, options)
     for _ in range(2):
         run()
     if cuda:
-        return torch.cuda.max_memory_allocated(options.device)
+        return torch.cuda.max_memory_allocated(options.device) - before
     unit = 1 if sys.platform == 'darwin' else 1024
     return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before, 0)
 
@@ -242,12 +272,13 @@ def _set_up_process(options: Options) -> None:
 def compare(path: str, against: str, options: Options) -> tuple[Result, Result]:
     """Measure and compare two models.
 
-    Their timed runs alternate, so that other load on the machine affects both. Peak memory is measured in a separate
-    process for each. The function checks that evaluation does not change the caches.
+    Their timed runs alternate, so that other load on the machine affects both. Peak memory is measured on a CPU in a
+    separate process for each, on a GPU by torch. The function checks that evaluation does not change the caches.
 
     Args:
         path: A config.
-        against: Another one, or ``'stock'`` for MMDetection's class of the first one's backbone.
+        against: Another one, or ``'stock'`` for MMDetection's class of the first one's backbone, or ``'no-memory'``
+            for the first one with ``grc=dict(stages=())``.
         options: What to measure, and how.
 
     Returns:
@@ -258,15 +289,21 @@ def compare(path: str, against: str, options: Options) -> tuple[Result, Result]:
     """
     options.check()
     _set_up_process(options)
-    sides = ((path, None), (path, 'stock') if against == 'stock' else (against, None))
-    names = (path, f'stock {path}' if against == 'stock' else against)
-    # This comes first, since a process starts with the peak of its parent.
-    with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
-        peaks = [pool.apply(_peak_memory, (*side, options)) for side in sides]
+    sides = ((path, None), (path, against) if against in _DERIVED else (against, None))
+    names = (path, f'{against} {path}' if against in _DERIVED else against)
+    cuda = torch.device(options.device).type == 'cuda'
+    if cuda:
+        peaks = [_peak_memory(*side, options) for side in sides]
+    else:
+        # This comes first, since a process starts with the peak of its parent.
+        with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
+            peaks = [pool.apply(_peak_memory, (*side, options)) for side in sides]
     built = [_build_pass(_load(*side), options) for side in sides]
     states = [{key: value.clone() for key, value in model.named_buffers()} for model, _ in built]
     for _, run in built:
-        run()
+        # A GPU raises its clock in the first passes.
+        for _ in range(3 if cuda else 1):
+            run()
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(options.runs):
         for taken, (_, run) in zip(seconds, built, strict=True):
@@ -274,7 +311,8 @@ def compare(path: str, against: str, options: Options) -> tuple[Result, Result]:
     if options.mode == 'eval':
         for (model, _), state in zip(built, states, strict=True):
             assert all(torch.equal(value, state[key]) for key, value in model.named_buffers())
-    flops = [count_flops(_load(*side), options) for side in sides]
+    same = replace(options, mode='eval', size=tuple(options.size), dtype='fp32', compile=False, runs=1)
+    flops = [_count_once(*side, same) for side in sides]
     parameters = [sum(p.numel() for p in model.parameters()) for model, _ in built]
     return tuple(
         Result(

@@ -61,7 +61,7 @@ def caches(backbone):
 
 def loss(outs):
     """Return a number that depends differently on each element of the outputs."""
-    return sum((out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum() for out in outs)
+    return sum((out * torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out)).sum() for out in outs)
 
 
 def assert_same(left, right, tolerance=0.0):

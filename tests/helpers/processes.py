@@ -23,12 +23,17 @@ from tests.conftest import REPOSITORY
 _FORK = multiprocessing.get_context('fork')
 
 
-def run_ranks(function, world_size, folder, *args, timeout=240):
-    """Call ``function(rank, *args)`` in each rank and return the results. Fail if a rank fails or hangs."""
+def run_ranks(function, world_size, folder, *args, timeout=240, backend='gloo'):
+    """Call ``function(rank, *args)`` in each rank and return the results. Fail if a rank fails or hangs.
+
+    With the backend NCCL each rank has a GPU, and is not forked, since the parent may have used CUDA.
+    """
     folder = Path(folder)
     rendezvous = folder / f'rendezvous-{time.monotonic_ns()}'
+    context = multiprocessing.get_context('spawn') if backend == 'nccl' else _FORK
     processes = [
-        _FORK.Process(target=_rank, args=(function, rank, world_size, rendezvous, args)) for rank in range(world_size)
+        context.Process(target=_rank, args=(function, rank, world_size, rendezvous, backend, args))
+        for rank in range(world_size)
     ]
     for process in processes:
         process.start()
@@ -43,11 +48,13 @@ def run_ranks(function, world_size, folder, *args, timeout=240):
     return [torch.load(f'{rendezvous}.{rank}') for rank in range(world_size)]
 
 
-def _rank(function, rank, world_size, rendezvous, args):
+def _rank(function, rank, world_size, rendezvous, backend, args):
     # The parent's thread pool does not exist in a fork.
     torch.set_num_threads(1)
+    if backend == 'nccl':
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        'gloo',
+        backend,
         init_method=f'file://{rendezvous}',
         rank=rank,
         world_size=world_size,

@@ -44,14 +44,27 @@ def test_memory_costs_parameters_and_flops():
 @pytest.mark.slow
 def test_whole_detector(run_tool, tmp_path):
     config = 'configs/shapes/mask_rcnn_grc_pvtv2.py'
-    for mode in ('train', 'eval'):
-        options = ['--mode', mode, '--part', 'detector', '--size', 64, 96, '--runs', 1, '--json', tmp_path / 'out.json']
-        result = run_tool('benchmark', '--config', config, *options)
-        assert result.returncode == 0, result.stderr
-        assert f'B: stock {config}' in result.stdout
-        found = Config.fromfile(tmp_path / 'out.json')
-        assert found.options.mode == mode
-        assert found.results[0].parameters > found.results[1].parameters
+    files = ['--json', tmp_path / 'out.json', '--markdown', tmp_path / 'out.md']
+    options = ['--mode', 'train', 'eval', '--part', 'detector', '--size', 64, 96, '--runs', 1]
+    result = run_tool('benchmark', '--config', config, *options, *files)
+    assert result.returncode == 0, result.stderr
+    assert f'B: stock {config}' in result.stdout
+    found = Config.fromfile(tmp_path / 'out.json').comparisons
+    assert [entry.options.mode for entry in found] == ['train', 'eval']
+    for entry in found:
+        assert entry.results[0].parameters > entry.results[1].parameters
+    rows = (tmp_path / 'out.md').read_text().splitlines()[4:]
+    assert [row.split(' | ')[2] for row in rows] == ['train', 'eval']
+    assert all(row.startswith(f'| {config} | stock {config} |') for row in rows)
+
+
+def test_without_a_memory_is_the_baseline():
+    sides = ((GRC, 'no-memory'), (PLAIN, None))
+    found = [benchmark.build_model(benchmark._load(*side)).backbone for side in sides]
+    assert not found[0].grc_layers()
+    assert found[0].state_dict().keys() == found[1].state_dict().keys()
+    with pytest.raises(InputError, match='the backbone ResNet has no stock class'):
+        benchmark._load('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', 'no-memory')
 
 
 @pytest.mark.parametrize(

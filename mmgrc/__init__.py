@@ -1,8 +1,8 @@
 """GRC-attention ("Cached Transformers", arXiv 2312.12742) for PyTorch and MMDetection.
 
 The public names need torch alone. If MMDetection is installed, importing the package also checks the installed
-versions, provides mmcv's ops if they are not compiled, registers backbones and hooks with MMEngine, lets torch load
-MMEngine's checkpoints safely, and makes ``mmgrc::`` a prefix of base configs.
+versions, provides mmcv's ops if they are not compiled, registers backbones, hooks and a metric with MMEngine, lets
+torch load MMEngine's checkpoints safely, and makes ``mmgrc::`` a prefix of base configs.
 """
 
 import sys
@@ -26,7 +26,7 @@ if 'mmgrc.check_env' not in sys.orig_argv:
             # `mmgrc.runs` and `mmgrc.models.backbones` raise the error itself.
             warnings.warn(f'the GRC backbones are not registered with MMDetection: {error}', stacklevel=2)
         else:
-            from . import engine  # noqa: F401
+            from . import engine, evaluation  # noqa: F401
             from .models import backbones  # noqa: F401
             from .runs.checkpoint import allow_mmengine_checkpoints
             from .runs.config import register_config_prefix

@@ -6,7 +6,7 @@
 # MMEngine drops variables with two underscores.
 __root = '{{$COCO_ROOT:data/coco}}'
 __loader = dict(dataset=dict(data_root=__root))
-__evaluator = dict(ann_file=f'{__root}/annotations/instances_val2017.json')
+__evaluator = dict(type='FastCocoMetric', ann_file=f'{__root}/annotations/instances_val2017.json')
 coco_root = dict(
     data_root=__root,
     train_dataloader=__loader,

@@ -16,6 +16,7 @@ from mmengine.config import Config
 
 from mmgrc.engine.atomic_checkpoint_hook import CheckpointWriteError
 from mmgrc.engine.data_error_hook import DataError
+from mmgrc.engine.progress_hook import erase_progress
 from mmgrc.engine.ranks import (
     LauncherError,
     check_launcher,
@@ -132,6 +133,9 @@ def _run(tool: ModuleType) -> str | None:
         return (
             f'{str(error).rsplit("DataError: ", 1)[-1].strip()}. Replace the image, or remove it from the annotations.'
         )
+    finally:
+        # Whatever ends the run is reported on an empty line.
+        erase_progress()
     return None
 
 

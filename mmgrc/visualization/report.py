@@ -16,11 +16,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmdet.evaluation import CocoMetric
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
 
+from mmgrc.runs.classes import registered_class
 from mmgrc.runs.config import load_config
 from mmgrc.runs.error import InputError
 from mmgrc.runs.quiet import quiet
@@ -234,7 +235,7 @@ def class_ap(config: Config, predictions: Sequence[dict]) -> dict[str, dict[str,
     """Evaluate each class, with the evaluator of a config.
 
     Args:
-        config: A config whose ``test_evaluator`` is a ``CocoMetric``, or a list with one.
+        config: A config whose ``test_evaluator`` is a ``CocoMetric`` or a subclass of it, or a list with one.
         predictions: The output of ``tools/test.py --out``.
 
     Returns:
@@ -245,10 +246,10 @@ def class_ap(config: Config, predictions: Sequence[dict]) -> dict[str, dict[str,
     """
     evaluators = config.get('test_evaluator') or ()
     evaluators = [evaluators] if isinstance(evaluators, dict) else evaluators
-    settings = next((e for e in evaluators if e.get('type') in ('CocoMetric', 'mmdet.CocoMetric', CocoMetric)), None)
+    init_default_scope(config.get('default_scope') or 'mmdet')
+    settings = next((e for e in evaluators if _is_coco(e)), None)
     if settings is None:
         raise ValueError('test_evaluator is not a CocoMetric')
-    init_default_scope(config.get('default_scope') or 'mmdet')
     metainfo = DATASETS.build(dict(config.test_dataloader.dataset, lazy_init=True)).metainfo
     metrics = settings.get('metric', 'bbox')
     # Proposals have no class.
@@ -267,6 +268,11 @@ def class_ap(config: Config, predictions: Sequence[dict]) -> dict[str, dict[str,
         # A class without annotations has no value.
         result[metric] = {name: float(values.get(f'coco/{name}_precision', 'nan')) for name in metainfo['classes']}
     return result
+
+
+def _is_coco(settings: Mapping) -> bool:
+    kind = registered_class(settings, METRICS)
+    return kind is not None and issubclass(kind, CocoMetric)
 
 
 def _detections(config: Config, work_dir: Path, predictions: Path, notes: list[str]) -> Iterable[tuple[str, str]]:

@@ -1,14 +1,21 @@
 """Backbones and detectors on real ranks: equal caches, and no hang whatever the data of one rank."""
 
+import json
+import math
+import os
+
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.testing._utils import demo_mm_inputs
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
+from mmgrc.datasets import write_shapes
 from mmgrc.engine.ranks import LauncherError, check_launcher, read_slurm_environment
 from tests.helpers.backbones import build, caches
 from tests.helpers.processes import run_ranks
@@ -126,8 +133,8 @@ DETECTORS = {
 }
 
 
-def narrow_detector(name):
-    init_default_scope('mmdet')
+def narrow_model(name):
+    """The model of a config, narrow and without fetched weights."""
     options = dict(DETECTORS[name])
     config = Config.fromfile(f'mmgrc::{name}').model
     config.neck.in_channels = options.pop('channels')
@@ -136,8 +143,13 @@ def narrow_detector(name):
         config.roi_head.bbox_head.fc_out_channels = 32
         config.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=50)
         config.train_cfg.rcnn.sampler.num = 16
+    return config
+
+
+def narrow_detector(name):
+    init_default_scope('mmdet')
     torch.manual_seed(0)
-    model = MODELS.build(config)
+    model = MODELS.build(narrow_model(name))
     model.init_weights()
     return model.train()
 
@@ -177,6 +189,75 @@ def test_detectors_train_on_ranks_without_unused_parameters(tmp_path):
         assert all(cache.any() for cache in left[name]['caches'].values())
         assert torch.isfinite(torch.tensor(left[name]['losses'] + right[name]['losses'])).all()
         assert left[name]['losses'] != right[name]['losses']
+
+
+@pytest.fixture(scope='module')
+def mostly_empty(tmp_path_factory):
+    """Eight images. Dealt to two ranks in turn, in batches of two, the first batch of rank 1 has no objects."""
+    root = tmp_path_factory.mktemp('empty') / 'shapes'
+    write_shapes(root, images=8, val=1, size=(96, 64), seed=3)
+    file = root / 'annotations' / 'instances_train.json'
+    content = json.loads(file.read_text())
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] not in (2, 4, 6)]
+    file.write_text(json.dumps(content))
+    return root
+
+
+class Recorder(Hook):
+    def __init__(self):
+        self.objects, self.losses = [], []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.objects.append(sum(len(sample.gt_instances) for sample in data_batch['data_samples']))
+        self.losses.append({name: float(value) for name, value in outputs.items()})
+
+
+def train_an_epoch(rank, name, root, work_dir):
+    """MMEngine's own loop, with all hooks of the configs."""
+    # MMEngine reads it even if no device is given.
+    os.environ['LOCAL_RANK'] = str(rank)
+    config = Config.fromfile('mmgrc::shapes/mask_rcnn_grc_pvt.py')
+    config.model = narrow_model(name)
+    config.merge_from_dict(
+        {
+            'work_dir': str(work_dir),
+            'launcher': 'pytorch',
+            'model_wrapper_cfg': {'type': 'MMDistributedDataParallel', 'broadcast_buffers': False, 'device_ids': None},
+            'train_cfg.max_epochs': 1,
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+            'train_dataloader.sampler.shuffle': False,
+            'train_dataloader.dataset.data_root': str(root),
+            'train_dataloader.dataset.filter_cfg.filter_empty_gt': False,
+            'default_hooks.grc_monitor.interval': 1,
+        }
+    )
+    for part in ('dataloader', 'cfg', 'evaluator'):
+        config[f'val_{part}'] = config[f'test_{part}'] = None
+    runner = Runner.from_cfg(config)
+    recorder = Recorder()
+    runner.register_hook(recorder)
+    model = runner.train().module
+    return {'objects': recorder.objects, 'losses': recorder.losses, 'state': model.state_dict()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', DETECTORS)
+def test_epoch_in_which_one_rank_has_a_batch_without_objects(name, mostly_empty, tmp_path):
+    ranks = run_ranks(train_an_epoch, 2, tmp_path, name, mostly_empty, tmp_path / 'run', timeout=240)
+    left, right = ranks
+    assert right['objects'][0] == 0
+    assert min(left['objects'] + right['objects'][1:]) > 0
+    for rank in ranks:
+        assert len(rank['losses']) == 2
+        for losses in rank['losses']:
+            assert ('loss_mask' in losses) == ('mask' in name)
+            assert all(math.isfinite(value) for value in losses.values())
+    assert equal(left['state'], right['state'])
+    stored = {key: value for key, value in left['state'].items() if key.endswith('grc.cache')}
+    assert stored
+    assert all(cache.any() for cache in stored.values())
+    assert (tmp_path / 'run' / 'epoch_1.pth').is_file()
 
 
 SLURM = {'SLURM_PROCID': '3', 'SLURM_NTASKS': '4', 'SLURM_LOCALID': '1', 'SLURM_NODELIST': 'a', 'SLURM_JOB_ID': '70000'}

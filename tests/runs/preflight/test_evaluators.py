@@ -104,6 +104,7 @@ def test_more_labels_than_classes(config):
     [
         ({'metric': 'box'}, r'val_evaluator cannot be built: .*box'),
         ({'type': 'CocoMetrics'}, r'val_evaluator cannot be built: .*CocoMetrics'),
+        ({'library': 'fast'}, r"val_evaluator cannot be built: .*library='fast': give one of 'auto', 'hotcoco'"),
         ({'iou_thr': 0.5}, r'val_evaluator cannot be built: .*iou_thr'),
         ({'metric_items': ['mAP_60']}, r'val_evaluator fails on made-up detections .*mAP_60'),
     ],

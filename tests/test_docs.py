@@ -1,16 +1,19 @@
 """The documentation builds, and its statements about the code are true. Its commands: `test_commands.py`."""
 
 import ast
+import csv
 import dataclasses
 import os
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from scipy import stats
 
 from mmgrc import GRCConfig
 from mmgrc.env.versions import REQUIREMENTS
@@ -87,3 +90,27 @@ def test_pictures_are_there():
     for page in PAGES:
         for picture in re.findall(r'!\[[^\]]+\]\(([^)]+)\)', page.read_text()):
             assert (page.parent / picture).is_file(), picture
+
+
+@pytest.mark.parametrize('runs', sorted((REPOSITORY / 'docs/studies').glob('*.csv')), ids=lambda path: path.stem)
+def test_results_of_a_study_are_those_of_its_runs(runs):
+    """Means and differences on the page, computed by SciPy from the values of the runs."""
+    page = (REPOSITORY / 'docs/study.md').read_text()
+    with runs.open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row['status'] for row in rows} == {'finished'}
+    metrics = [name for name in rows[0] if name.startswith('coco/') and not name.endswith('_best')]
+    values = {}
+    for row in rows:
+        values.setdefault(row['arm'], []).append([float(row[metric]) for metric in metrics])
+    for arm, found in values.items():
+        means, deviations = np.mean(found, axis=0), np.std(found, axis=0, ddof=1)
+        cells = [f'{mean:.3f} ± {deviation:.3f}' for mean, deviation in zip(means, deviations, strict=True)]
+        assert f'| `{arm}` | {" | ".join(cells)} |' in page
+    for left, right in (('convolution', 'plain'), ('memory', 'plain'), ('both', 'plain'), ('both', 'convolution')):
+        cells = []
+        for column in range(len(metrics)):
+            pairs = [a[column] - b[column] for a, b in zip(values[left], values[right], strict=True)]
+            interval = stats.ttest_1samp(pairs, 0).confidence_interval(0.95)
+            cells.append(f'{np.mean(pairs):+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]')
+        assert f'| `{left}` - `{right}` | {" | ".join(cells)} |' in page

@@ -45,6 +45,7 @@ __all__ = ['main']
 
 _LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
 _EVALUATED = {'train': 'val', 'test': 'test'}
+_MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 # From sysexits.h: a temporary failure. By convention of shells: terminated by SIGINT.
 _EXIT_STOPPED, _EXIT_INTERRUPTED = 75, 130
 
@@ -115,11 +116,24 @@ def _prepare(name: str, args: Namespace) -> None:
     check_work_dir(_work_dir(args, config))
     if args.launcher == 'slurm':
         read_slurm_environment()
+    _drop_hooks(args, config)
     # Only we know `PACKAGE::NAME`. MMDetection's tool names its work dir after a file.
     args.config = config_path(args.config)
     if args.launcher in ('pytorch', 'slurm') and not torch.cuda.is_available():
         # The user's options are already merged into the config.
         args.cfg_options = {**(args.cfg_options or {}), **start_cpu_ranks(config)}
+
+
+def _drop_hooks(args: Namespace, config: Config) -> None:
+    """Let ``default_hooks.NAME=None`` turn off any hook. MMEngine accepts it only for its own."""
+    hooks = config.get('default_hooks') or {}
+    kept = {name: hook for name, hook in hooks.items() if hook is not None or name in _MMENGINE_HOOKS}
+    if len(kept) < len(hooks):
+        # The user's options are already merged into the config.
+        options = {
+            key: value for key, value in (args.cfg_options or {}).items() if key.split('.')[0] != 'default_hooks'
+        }
+        args.cfg_options = {**options, 'default_hooks': {'_delete_': True, **kept}}
 
 
 def _run(tool: ModuleType) -> str | None:

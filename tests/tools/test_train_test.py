@@ -13,7 +13,7 @@ import cv2
 import pytest
 import torch
 
-from tests.conftest import FAST, REPOSITORY, SHAPES_CONFIG
+from tests.conftest import FAST, NARROW, REPOSITORY, SHAPES_CONFIG
 
 
 def test_training_logs_and_saves(trained):
@@ -47,6 +47,25 @@ def test_evaluates_dumps_and_draws(run_tool, trained, tmp_path):
     assert min(cv2.imread(str(picture)).shape[:2]) > 200
     run_tool('plot_run', trained, '--out', tmp_path / 'curves.png', check=True)
     assert min(cv2.imread(str(tmp_path / 'curves.png')).shape[:2]) > 200
+
+
+def test_hooks_can_be_turned_off(run_tool, tmp_path):
+    """Ours and MMEngine's, in a config and as an option."""
+    config = tmp_path / 'quiet.py'
+    config.write_text(f"_base_ = '{REPOSITORY / SHAPES_CONFIG}'\ndefault_hooks = dict(grc_monitor=None, timer=None)\n")
+    options = [*NARROW, 'default_hooks.progress=None', 'train_cfg.max_epochs=1']
+    run_tool('train', config, '--work-dir', tmp_path / 'run', '--cfg-options', *options, check=True)
+    scalars = [json.loads(line) for f in tmp_path.glob('run/*/vis_data/scalars.json') for line in f.open()]
+    assert scalars
+    assert not any(key.startswith('grc') for record in scalars for key in record)
+    (log,) = tmp_path.glob('run/*/*.log')
+    hooks = log.read_text().split('Hooks will be executed')[1]
+    assert 'GRCMonitorHook' not in hooks
+    assert 'ProgressHook' not in hooks
+    assert 'IterTimerHook' not in hooks
+    assert 'AtomicCheckpointHook' in hooks
+    result = run_tool('test', tmp_path / 'run/quiet.py', tmp_path / 'run/epoch_1.pth', '--work-dir', tmp_path / 'test')
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 @pytest.mark.slow

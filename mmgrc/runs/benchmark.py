@@ -264,7 +264,8 @@ def _peak_memory(path: str, against: str | None, options: Options) -> float:
 
 def _set_up_process(options: Options) -> None:
     # Hide the models' messages about their initial weights.
-    MMLogger.get_instance('mmengine', log_level='ERROR')
+    if not MMLogger.check_instance_created('mmengine'):
+        MMLogger.get_instance('mmengine', log_level='ERROR')
     if options.threads is not None:
         torch.set_num_threads(options.threads)
 

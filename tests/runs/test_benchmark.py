@@ -46,7 +46,7 @@ def test_whole_detector(run_tool, tmp_path):
     config = 'configs/shapes/mask_rcnn_grc_pvtv2.py'
     files = ['--json', tmp_path / 'out.json', '--markdown', tmp_path / 'out.md']
     options = ['--mode', 'train', 'eval', '--part', 'detector', '--size', 64, 96, '--runs', 1]
-    result = run_tool('benchmark', '--config', config, *options, *files)
+    result = run_tool('benchmark', '--config', config, *options, *files, timeout=500)
     assert result.returncode == 0, result.stderr
     assert f'B: stock {config}' in result.stdout
     found = Config.fromfile(tmp_path / 'out.json').comparisons

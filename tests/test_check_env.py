@@ -65,7 +65,7 @@ def test_wrong_versions_are_reported(broken):
 
     result = broken(prepare=prepare)
     assert result.returncode == 1, result.stderr
-    assert 'setuptools 82.0.1 is installed (needed: 60.0 or newer, below 81)' in result.stdout
+    assert 'setuptools 82.0.1 is installed (needed: 77.0 or newer, below 81)' in result.stdout
     assert 'pip install "setuptools<81"' in result.stdout
     assert 'mmcv 2.2.0 is installed' in result.stdout
 

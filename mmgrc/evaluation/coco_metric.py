@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from unittest.mock import patch
 
 from mmdet.evaluation.metrics import CocoMetric, coco_metric
-from mmdet.registry import METRICS
 from mmengine.logging import print_log
+from mmengine.registry import METRICS
 
 from .fast_cocoeval import FastCOCOeval
 

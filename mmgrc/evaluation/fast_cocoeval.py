@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 
@@ -13,13 +14,17 @@ from pycocotools.cocoeval import COCOeval
 
 __all__ = ['FastCOCOeval']
 
+# The process in which hotcoco has started its threads. A fork of it has none, and would wait for them forever.
+_process_with_threads: int | None = None
+
 
 class FastCOCOeval(COCOeval):
     """pycocotools' ``COCOeval`` for boxes and masks, computed by hotcoco.
 
     Precision and recall come from hotcoco. pycocotools summarizes them. Data on which the two libraries differ are
     evaluated by pycocotools, with a warning: ids that are not distinct whole numbers, objects without an area, and
-    scores or boxes that are not finite. Masks are drawn by pycocotools.
+    scores or boxes that are not finite. So are those of a process that was forked after hotcoco had run. pycocotools
+    draws the masks.
 
     Results of single images (``evalImgs``, ``ious``) are not stored. The arguments and all else are those of
     ``COCOeval``.
@@ -40,7 +45,7 @@ class FastCOCOeval(COCOeval):
         self._fast = None
         kind = self.params.iouType
         chosen = [self._annotations(coco) for coco in (self.cocoGt, self.cocoDt)]
-        if problem := _find_problem(self.cocoGt, *chosen, kind):
+        if problem := _find_fork() or _find_problem(self.cocoGt, *chosen, kind):
             message = f'COCO: pycocotools evaluates instead of hotcoco, since {problem}'
             print_log(message, logger='current', level=logging.WARNING)
             super().evaluate()
@@ -53,6 +58,8 @@ class FastCOCOeval(COCOeval):
         for name in ('imgIds', 'catIds', 'iouThrs', 'recThrs', 'maxDets', 'areaRng', 'areaRngLbl', 'useCats'):
             value = getattr(self.params, name)
             setattr(self._fast.params, name, value.tolist() if isinstance(value, np.ndarray) else value)
+        global _process_with_threads
+        _process_with_threads = os.getpid()
         self._fast.evaluate()
 
     def _annotations(self, coco: COCO) -> list[dict]:
@@ -77,6 +84,12 @@ class FastCOCOeval(COCOeval):
         self._fast.accumulate()
         names = ('counts', 'precision', 'recall', 'scores')
         self.eval = {'params': self.params, **{name: self._fast.eval[name] for name in names}}
+
+
+def _find_fork() -> str | None:
+    if _process_with_threads in (None, os.getpid()):
+        return None
+    return 'this process is a fork of one in which hotcoco ran, without its threads'
 
 
 def _find_problem(coco: COCO, truth: Sequence[Mapping], found: Sequence[Mapping], kind: str) -> str | None:

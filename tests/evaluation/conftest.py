@@ -1,4 +1,11 @@
 import pytest
+from mmengine.registry import init_default_scope
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    """As in a run: the scope of an earlier test does not matter."""
+    init_default_scope('mmdet')
 
 
 @pytest.fixture

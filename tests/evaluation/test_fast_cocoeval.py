@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import multiprocessing
 import re
 
 import numpy as np
@@ -220,3 +221,25 @@ def test_other_parameters_at_the_end():
     fast, _ = evaluate(FastCOCOeval, *make_set(), 'bbox')
     with pytest.raises(ValueError, match='set the parameters before evaluate'):
         fast.accumulate(fast.params)
+
+
+def test_a_fork_does_not_wait_for_threads_that_it_lacks(said):
+    """hotcoco's threads are not copied into a forked process, such as a worker of a user's own pool."""
+    truth, found = make_set()
+    expected, _ = evaluate(FastCOCOeval, truth, found, 'bbox')
+    context = multiprocessing.get_context('fork')
+    receiver, sender = context.Pipe(duplex=False)
+
+    def child():
+        evaluation, _ = evaluate(FastCOCOeval, truth, found, 'bbox')
+        sender.send((evaluation.stats, said))
+
+    process = context.Process(target=child)
+    process.start()
+    assert receiver.poll(30), 'it does not end'
+    stats, messages = receiver.recv()
+    process.join(10)
+    np.testing.assert_allclose(stats, expected.stats, rtol=0, atol=1e-9)
+    assert 'pycocotools evaluates instead of hotcoco, since this process is a fork' in messages[-1]
+    # Here it goes on.
+    assert_equal(truth, found, 'bbox')

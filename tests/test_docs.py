@@ -92,7 +92,7 @@ def test_pictures_are_there():
             assert (page.parent / picture).is_file(), picture
 
 
-@pytest.mark.parametrize('runs', sorted((REPOSITORY / 'docs/studies').glob('*.csv')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('runs', sorted((REPOSITORY / 'docs/studies').glob('shapes_*.csv')), ids=lambda path: path.stem)
 def test_results_of_a_study_are_those_of_its_runs(runs):
     """Means and differences on the page, computed by SciPy from the values of the runs."""
     page = (REPOSITORY / 'docs/study.md').read_text()
@@ -114,3 +114,20 @@ def test_results_of_a_study_are_those_of_its_runs(runs):
             interval = stats.ttest_1samp(pairs, 0).confidence_interval(0.95)
             cells.append(f'{np.mean(pairs):+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]')
         assert f'| `{left}` - `{right}` | {" | ".join(cells)} |' in page
+
+
+def test_results_with_other_caches_are_those_of_their_values():
+    page = (REPOSITORY / 'docs/study.md').read_text()
+    values = {}
+    with (REPOSITORY / 'docs/studies/caches_of_shapes_memory_pvt.csv').open() as file:
+        for row in csv.DictReader(file):
+            scores = [float(row[f'coco/{kind}_mAP']) for kind in ('bbox', 'segm')]
+            values.setdefault(row['arm'], {}).setdefault(row['caches'], []).append(scores)
+    largest = 0
+    for arm, by_caches in values.items():
+        means = [np.mean(by_caches[caches], axis=0) for caches in ('trained', 'zeros', 'shuffled', 'other')]
+        assert f'| `{arm}` | {" | ".join(f"{box:.3f} / {mask:.3f}" for box, mask in means)} |' in page
+        assert by_caches['shuffled'] == by_caches['trained']
+        for found in by_caches.values():
+            largest = max(largest, np.abs(np.subtract(found, by_caches['trained'])).max())
+    assert f'No single AP changes by more than {largest:.3f}' in page

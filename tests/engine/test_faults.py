@@ -37,7 +37,7 @@ def copy(shapes, tmp_path):
 @pytest.mark.slow
 def test_full_disk_leaves_the_checkpoint_before(copy, tmp_path):
     work_dir = tmp_path / 'run'
-    options = ['train_dataloader.dataset.indices=2']
+    options = ['train_dataloader.dataset.indices=2', 'default_hooks.checkpoint.max_keep_ckpts=1']
     run = train(work_dir, copy, *options, 'train_cfg.max_epochs=1')
     assert run.end() == 0, run.output[-3000:]
     first = work_dir / 'epoch_1.pth'
@@ -56,7 +56,6 @@ def test_full_disk_leaves_the_checkpoint_before(copy, tmp_path):
     assert sorted(path.name for path in work_dir.glob('*.p*')) == ['epoch_1.pth', SHAPES_CONFIG.split('/')[-1]]
     assert not list(work_dir.glob('.*'))
 
-    options.append('default_hooks.checkpoint.max_keep_ckpts=1')
     run = train(work_dir, copy, *options, 'train_cfg.max_epochs=2', resume=True, log='again.log')
     assert run.end() == 0, run.output[-3000:]
     assert 'resumed epoch: 1, iter: 1' in run.output

@@ -14,7 +14,7 @@ from .fast_cocoeval import FastCOCOeval
 __all__ = ['FastCocoMetric']
 
 _LIBRARIES = ('auto', 'hotcoco', 'pycocotools')
-_INSTALL = 'pip install "mmgrc[fast-eval]"'
+_INSTALL = 'pip install hotcoco'
 
 
 @METRICS.register_module()

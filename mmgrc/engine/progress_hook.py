@@ -9,7 +9,6 @@ from datetime import timedelta
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from rich.console import Console
@@ -92,11 +91,8 @@ class ProgressHook(Hook):
         """Erase the line, for the last time."""
         if self._console is not None:
             erase_progress()
-            self._detach(runner.logger)
-
-    def _detach(self, logger: MMLogger) -> None:
-        logger.removeHandler(self._eraser)
-        self._console = None
+            runner.logger.removeHandler(self._eraser)
+            self._console = None
 
 
 def _describe(runner: Runner, outputs: dict) -> Text:

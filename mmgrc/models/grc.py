@@ -103,9 +103,8 @@ class MemoryAttention(nn.Module):
             with no_autocast(memory.device):
                 grid = _run_in_precision(self.sr, memory.unflatten(1, self.cache_size).permute(0, 3, 1, 2))
                 memory = _run_in_precision(self.norm, grid.flatten(2).mT)
-        key, value = (
-            self.kv(memory.to(self.kv.weight.dtype)).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        )
+        key_value = self.kv(memory.to(self.kv.weight.dtype)).unflatten(2, (2, self.num_heads, -1))
+        key, value = key_value.permute(2, 0, 3, 1, 4)
         return key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)
 
 
@@ -202,9 +201,8 @@ class GRC(CacheBuffer):
         """The update gate z = σ(W_z [C, X̄]) and the reset gate g = σ(W_g [C, X̄]), (B, T_m, D_m) each (Eq. 3)."""
         with no_autocast(summary.device):
             both = torch.cat([cache.to(summary.dtype).expand_as(summary), summary], dim=2)
-            return torch.sigmoid(_run_in_precision(self.update_gate, both)), torch.sigmoid(
-                _run_in_precision(self.reset_gate, both)
-            )
+            update, reset = (_run_in_precision(gate, both) for gate in (self.update_gate, self.reset_gate))
+            return torch.sigmoid(update), torch.sigmoid(reset)
 
     def update(self, cache: Tensor, summary: Tensor) -> Tensor:
         """The updated cache C' = z C̃ + (1 - z) C of each image, (B, T_m, D_m) (Eq. 3)."""

@@ -8,10 +8,10 @@ import functools
 import multiprocessing
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from mmdet.testing._utils import demo_mm_inputs
@@ -237,10 +237,15 @@ def _count(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def _resident() -> int:
-    """Bytes that this process uses now."""
-    with open('/proc/self/statm') as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def _resident(field: str) -> int:
+    """Bytes that this process uses now (``VmRSS``), or the most that it has used (``VmHWM``)."""
+    try:
+        status = Path('/proc/self/status').read_text()
+    except FileNotFoundError:
+        # Only Linux has the file. On macOS this is the peak, in bytes.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # On Linux, ru_maxrss starts with the peak of the parent process.
+    return int(status.split(f'{field}:')[1].split()[0]) * 1024
 
 
 def _peak_memory(path: str, against: str | None, options: Options) -> float:
@@ -252,14 +257,13 @@ def _peak_memory(path: str, against: str | None, options: Options) -> float:
         # The workspace of the matrix products is allocated once in a process, and neither model's.
         torch.ones(2, 2, device=options.device).mm(torch.ones(2, 2, device=options.device))
         torch.cuda.reset_peak_memory_stats(options.device)
-    before = torch.cuda.memory_allocated(options.device) if cuda else _resident()
+    before = torch.cuda.memory_allocated(options.device) if cuda else _resident('VmRSS')
     _, run = _build_pass(config, options)
     for _ in range(2):
         run()
     if cuda:
         return torch.cuda.max_memory_allocated(options.device) - before
-    unit = 1 if sys.platform == 'darwin' else 1024
-    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before, 0)
+    return max(_resident('VmHWM') - before, 0)
 
 
 def _set_up_process(options: Options) -> None:
@@ -296,7 +300,6 @@ def compare(path: str, against: str, options: Options) -> tuple[Result, Result]:
     if cuda:
         peaks = [_peak_memory(*side, options) for side in sides]
     else:
-        # This comes first, since a process starts with the peak of its parent.
         with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
             peaks = [pool.apply(_peak_memory, (*side, options)) for side in sides]
     built = [_build_pass(_load(*side), options) for side in sides]

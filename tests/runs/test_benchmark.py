@@ -42,6 +42,13 @@ def test_memory_costs_parameters_and_flops():
 
 
 @pytest.mark.slow
+def test_peak_memory_is_not_that_of_the_measuring_process():
+    large = torch.ones(2**28)  # 1 GiB
+    results = compare(GRC, PLAIN, Options(size=(64, 96), runs=1))
+    assert all(0 < result.peak_memory < large.nbytes / 2 for result in results)
+
+
+@pytest.mark.slow
 def test_whole_detector(run_tool, tmp_path):
     config = 'configs/shapes/mask_rcnn_grc_pvtv2.py'
     files = ['--json', tmp_path / 'out.json', '--markdown', tmp_path / 'out.md']

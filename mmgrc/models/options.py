@@ -27,6 +27,8 @@ class GRCConfig:
         pos_conv: Whether to add a 3x3 grouped convolution of the tokens on their grid.
         memory: Whether to attend to a cache. Without it only the convolution is added, and nothing else is computed.
         sync: Whether ranks average their caches at each training step.
+        frozen: Whether the caches keep their values in training. Tokens still attend to the updated cache of their own
+            image (``'code'``) or batch (``'paper'``), but nothing is stored from one step to the next.
         start: How a new memory starts when stock weights are loaded. ``'random'``: with random weights, which change
             what the stock layer computes. ``'silent'``: the memory changes nothing at first, see
             :func:`~mmgrc.models.convert.start_silently`. Training from scratch is the same with both.
@@ -40,6 +42,7 @@ class GRCConfig:
     pos_conv: bool = True
     memory: bool = True
     sync: bool = True
+    frozen: bool = False
     start: str = 'random'
 
     @classmethod
@@ -103,8 +106,8 @@ class GRCConfig:
                 'None; above it the mix leaves too little of self-attention'
             )
 
-        for name in ('pos_conv', 'memory', 'sync'):
-            if not isinstance(options.get(name, True), bool):
+        for name in ('pos_conv', 'memory', 'sync', 'frozen'):
+            if not isinstance(options.get(name, getattr(cls, name)), bool):
                 raise ValueError(f'grc.{name}={options[name]!r}: give True or False')
         if not options.get('memory', True) and not options.get('pos_conv', True):
             raise ValueError(
@@ -120,6 +123,7 @@ class GRCConfig:
             pos_conv=options.get('pos_conv', cls.pos_conv),
             memory=options.get('memory', cls.memory),
             sync=options.get('sync', cls.sync),
+            frozen=options.get('frozen', cls.frozen),
             start=start,
         )
 

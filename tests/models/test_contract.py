@@ -77,6 +77,24 @@ def test_evaluation_with_a_graph_survives_a_commit(family):
 
 
 @family
+@pytest.mark.parametrize('variant', ['code', 'paper'])
+def test_frozen_caches_keep_their_values(family, variant):
+    """The step itself, its gradients included, is that of a memory which has the same values at this moment."""
+    live, frozen = (build(family, grc={'variant': variant, 'frozen': value}) for value in (False, True))
+    live(torch.randn(2, 3, 64, 96))
+    frozen.load_state_dict(live.state_dict())
+    before = copy.deepcopy(caches(frozen))
+    x = torch.randn(2, 3, 64, 96)
+    outs = [model(x) for model in (live, frozen)]
+    for out in outs:
+        loss(out).backward()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*outs, strict=True))
+    assert_same(gradients(frozen), gradients(live))
+    assert_same(caches(frozen), before)
+    assert not any(torch.equal(cache, before[name]) for name, cache in caches(live).items())
+
+
+@family
 def test_accumulation_commits_each_micro_batch(family):
     backbone = build(family)
     wrapper = OptimWrapper(torch.optim.SGD(backbone.parameters(), lr=1e-3), accumulative_counts=2)

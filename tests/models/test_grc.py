@@ -161,6 +161,7 @@ def test_half_precision_keeps_gates_and_cache_in_float32(dtype, kind, monkeypatc
         ({'lambda_init': 'x'}, "grc.lambda_init='x'"),
         ({'lambda_init': float('nan')}, 'from -100 to 100'),
         ({'sync': 1}, 'grc.sync=1'),
+        ({'frozen': None}, 'grc.frozen=None'),
         ({'start': 'quiet'}, "grc.start='quiet': allowed are 'random' and 'silent'"),
         ({'start': None}, 'grc.start=None'),
         ({'start': 'silent', 'lambda_init': 11}, "grc.lambda_init=11: with grc.start='silent' give a number up to 10"),

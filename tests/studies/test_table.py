@@ -135,7 +135,7 @@ def test_tables_of_the_repository(path, monkeypatch, tmp_path):
         config = copy.deepcopy(files[run.arm.config])
         config.merge_from_dict(options_of(run.command()))
         configs.append(config)
-    assert len({str((c.model, c.get('load_from'))) for c in configs}) == len(configs)
+    assert len({str((c.model, c.optim_wrapper, c.get('load_from'))) for c in configs}) == len(configs)
     if study.reference is not None:
         for key in ('train_cfg', 'param_scheduler', 'optim_wrapper'):
             assert len({str(config[key]) for config in configs}) == 1, key

@@ -97,8 +97,8 @@ class CachedBackbone(nn.Module):
         return CacheStep(self.grc, images, copy_caches(self.grc_layers().values()) if self.training else {})
 
     def commit(self, step: CacheStep) -> None:
-        """Write the new caches of a step. In evaluation there are none."""
-        if not step.new_caches:
+        """Write the new caches of a step. In evaluation there are none, and frozen caches are not written."""
+        if not step.new_caches or self.grc.frozen:
             return
         skipped_for = commit(step.new_caches, self.grc.sync)
         if skipped_for is None:

@@ -163,6 +163,7 @@ def check_optimizer(config: Config, model: nn.Module, amp: bool = False, auto_sc
     if isinstance(kind, str) and find_class(kind) is None:
         near = difflib.get_close_matches(kind, OPTIMIZERS.module_dict, n=3) or ['AdamW', 'SGD']
         raise InputError(f'optim_wrapper.optimizer.type={kind!r}: there is no such optimizer, but {", ".join(near)}')
+    _check_custom_keys((settings.get('paramwise_cfg') or {}).get('custom_keys') or {})
     try:
         with quiet():
             return build_optim_wrapper(model, settings)
@@ -171,6 +172,18 @@ def check_optimizer(config: Config, model: nn.Module, amp: bool = False, auto_sc
         raise InputError(
             f'optim_wrapper of {config.filename} cannot be built: {type(error).__name__}: {error}'
         ) from error
+
+
+def _check_custom_keys(custom_keys: Mapping) -> None:
+    """Refuse nested entries, which MMEngine ignores: an option of the command line is split at each dot."""
+    for key, entry in custom_keys.items():
+        nested = [name for name, value in entry.items() if isinstance(value, Mapping)]
+        if nested:
+            raise InputError(
+                f'optim_wrapper.paramwise_cfg.custom_keys: below {key!r} there is an entry {nested[0]!r}, which '
+                f"nothing reads. --cfg-options cannot give a name with dots, such as '{key}.{nested[0]}': write it in a "
+                f"config file, custom_keys={{'{key}.{nested[0]}': dict(lr_mult=...)}}"
+            )
 
 
 def check_parts(config: Config) -> None:

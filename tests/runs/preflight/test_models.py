@@ -98,6 +98,11 @@ def test_optimizer_is_built(config):
         ),
         ({'optim_wrapper.optimizer.lrr': 1}, {}, 'optim_wrapper of .* cannot be built: .*lrr'),
         ({'optim_wrapper': None}, {}, 'has no optim_wrapper'),
+        (
+            {'optim_wrapper.paramwise_cfg.custom_keys.grc.lam.lr_mult': 0},
+            {},
+            "below 'grc' there is an entry 'lam', which nothing reads. .*custom_keys={'grc.lam': ",
+        ),
     ],
 )
 def test_optimizer_that_cannot_be_built(config, options, arguments, words, monkeypatch):

@@ -181,8 +181,8 @@ def _check_custom_keys(custom_keys: Mapping) -> None:
         if nested:
             raise InputError(
                 f'optim_wrapper.paramwise_cfg.custom_keys: below {key!r} there is an entry {nested[0]!r}, which '
-                f"nothing reads. --cfg-options cannot give a name with dots, such as '{key}.{nested[0]}': write it in a "
-                f"config file, custom_keys={{'{key}.{nested[0]}': dict(lr_mult=...)}}"
+                f"nothing reads. --cfg-options cannot give a name with dots, such as '{key}.{nested[0]}': write it in "
+                f"a config file, custom_keys={{'{key}.{nested[0]}': dict(lr_mult=...)}}"
             )
 
 

@@ -8,8 +8,11 @@ import cv2
 import mmcv
 import numpy as np
 from mmengine import fileio
+from PIL import Image, UnidentifiedImageError
 
-__all__ = ['read_image']
+__all__ = ['header_size', 'image_size', 'read_image']
+
+_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -40,6 +43,41 @@ def read_image(path: str | Path) -> np.ndarray:
     if image is None:
         raise ValueError(f'{path} is not an image, or is truncated')
     return image
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return rows and columns of an image as MMDetection loads it.
+
+    Only an image that its EXIF entry may rotate, or whose header is unusual, is decoded for that.
+
+    Args:
+        path: A local file.
+
+    Raises:
+        ValueError: The file is missing, or cannot be read or decoded. The message names it.
+    """
+    header = _read_header(path)
+    if header is None or header[2]:
+        return read_image(path).shape[:2]
+    return header[:2]
+
+
+def header_size(path: str | Path) -> tuple[int, int] | None:
+    """Return rows and columns from an image's header, rotated by its EXIF entry. None if they cannot be determined."""
+    header = _read_header(path)
+    if header is None:
+        return None
+    height, width, lying = header
+    return (width, height) if lying else (height, width)
+
+
+def _read_header(path: str | Path) -> tuple[int, int, bool] | None:
+    """Rows and columns as they are stored, and whether the EXIF entry swaps them."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width, image.getexif().get(_ORIENTATION) in _LYING
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError):
+        return None
 
 
 def _explain(error: cv2.error) -> str:

@@ -19,8 +19,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
+
+from mmgrc.datasets.images import header_size
 
 from ..classes import registered_class
 from ..error import InputError, first_few
@@ -38,7 +39,6 @@ __all__ = [
 _T = TypeVar('_T')
 # This many images of a file are opened, evenly spaced. That finds systematic faults, and takes a second for COCO.
 _HEADERS = 2000
-_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 
 
 def dataset_configs(config: Mapping) -> Iterator[dict]:
@@ -357,7 +357,7 @@ def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> lis
     unread, other = [], []
     for info in (found[index] for index in chosen):
         stated = info['height'], info['width']
-        if _header_size(info['img_path']) == stated:
+        if header_size(info['img_path']) == stated:
             continue
         # The header is not enough: the loaded image decides.
         size = _loaded_size(loader, info['img_path']) if len(unread) + len(other) < 5 else None
@@ -379,17 +379,6 @@ def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> lis
         f'{size[0]} rows and {size[1]} columns, the file says height {stated[0]} and width {stated[1]}. Does an EXIF '
         'entry rotate it, or are the two swapped? Masks do not fit such an image, and mask AP would be 0.'
     ]
-
-
-def _header_size(path: str) -> tuple[int, int] | None:
-    """Rows and columns from an image's header, rotated by its EXIF entry. None if they cannot be determined."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            lying = image.getexif().get(_ORIENTATION) in _LYING
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError):
-        return None
-    return (width, height) if lying else (height, width)
 
 
 def _loaded_size(loader: LoadImageFromFile, path: str) -> tuple[int, int] | None:

@@ -15,6 +15,7 @@ from mmgrc.runs.error import InputError, first_few
 __all__ = ['IMAGE_SUFFIXES', 'Folder', 'first_bytes', 'read_json', 'read_text', 'read_xml', 'split_of']
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+_MASK_FOLDERS = ('SegmentationObject', 'SegmentationClass')
 _SPLITS = {
     'train': 'train',
     'training': 'train',
@@ -82,9 +83,11 @@ class Folder:
             self._by_stem.setdefault(image.stem, []).append(image)
 
     def all_images(self) -> list[Path]:
-        """Return all files with the suffix of an image, sorted."""
+        """Return all files with the suffix of an image, sorted. Those of VOC's folders of masks are none."""
         files = self.files if self.images == self.root else _walk(self.images)
-        return [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+        return [
+            file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.parent.name not in _MASK_FOLDERS
+        ]
 
     def with_suffix(self, *suffixes: str) -> list[Path]:
         """Return the file that was given, or all files with one of some suffixes, sorted."""

@@ -88,9 +88,13 @@ def read(folder: Folder) -> Source:
 def _names(names: object, path: Path) -> dict[int, str]:
     if isinstance(names, list):
         names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names or not all(isinstance(key, int) for key in names):
+    try:
+        numbered = {int(key): str(name) for key, name in names.items()}
+    except (AttributeError, TypeError, ValueError):
+        numbered = {}
+    if not numbered:
         raise InputError(f'{path}: names is {names!r}. It must be a list of names, or names by number')
-    return {key: str(names[key]) for key in sorted(names)}
+    return dict(sorted(numbered.items()))
 
 
 def _yaml_splits(folder: Folder, path: Path, content: dict) -> Iterator[tuple[str, Path]]:

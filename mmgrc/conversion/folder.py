@@ -16,6 +16,8 @@ __all__ = ['IMAGE_SUFFIXES', 'Folder', 'first_bytes', 'read_json', 'read_text', 
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 _MASK_FOLDERS = ('SegmentationObject', 'SegmentationClass')
+_SHOWN = 5
+"""This many faults of a kind are named."""
 _SPLITS = {
     'train': 'train',
     'training': 'train',
@@ -122,28 +124,27 @@ class Folder:
         Raises:
             InputError: There was something. The message has the first few of each kind.
         """
-        where = self.images
-        remedies = {
+        kinds = {
             'missing': (
-                f'images are missing in {where}: ',
+                f'images missing in {self.images}',
                 'Put them there, name their folder with --images, or remove their annotations',
             ),
             'outside': (
-                f'paths lead out of {where}: ',
+                f'paths that lead out of {self.images}',
                 'Give a folder that has both annotations and images, or name the folder of the images with --images',
             ),
             'ambiguous': (
-                'names of images are in several folders: ',
+                'names of images that several folders have',
                 'Rename the images, or convert the folders one by one',
             ),
-            'unreadable': ('images cannot be read: ', 'Replace them, or remove them and their annotations'),
-            'broken': ('annotation files are broken: ', 'Correct them, or export them again'),
+            'unreadable': ('images that cannot be read', 'Replace them, or remove them and their annotations'),
+            'broken': ('broken annotation files', 'Correct them, or export them again'),
         }
         messages = []
-        for kind, (words, remedy) in remedies.items():
+        for kind, (words, remedy) in kinds.items():
             if found := self._faults.get(kind):
-                shown = '; '.join(found[:5]) + ('; ...' if len(found) > 5 else '')
-                messages.append(f'{len(found)} {words if len(found) > 1 else _singular(words)}{shown}. {remedy}')
+                shown = '; '.join(found[:_SHOWN]) + ('; ...' if len(found) > _SHOWN else '')
+                messages.append(f'{words} ({len(found)}): {shown}. {remedy}')
         if messages:
             raise InputError('. '.join(messages))
 
@@ -175,7 +176,8 @@ class Folder:
             )
             if found:
                 return self._closest(found, name, near)
-        raise _FaultError('missing', f'{reference or others[0]} (in {self.name(near)})')
+        kind = 'outside' if wanted.is_absolute() and Path(wanted).is_file() else 'missing'
+        raise _FaultError(kind, f'{reference or others[0]} (in {self.name(near)})')
 
     def require_inside(self, path: Path, reference: str, near: Path) -> Path:
         """Return a path without ``..``, if it is inside of the folder, or of that of the images."""
@@ -224,19 +226,6 @@ class Folder:
             )
             raise _SkipError
         return size
-
-
-def _singular(words: str) -> str:
-    first, _, rest = words.partition(': ')
-    for many, one in (
-        ('images are', 'image is'),
-        ('paths lead', 'path leads'),
-        ('names of images are', 'name of images is'),
-        ('images cannot', 'image cannot'),
-        ('annotation files are', 'annotation file is'),
-    ):
-        first = first.replace(many, one)
-    return f'{first}: {rest}'
 
 
 def _common(one: Sequence[str], other: Sequence[str]) -> int:

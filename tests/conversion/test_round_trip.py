@@ -1,4 +1,4 @@
-"""The same objects, written in each format, give the same annotations. They are compared with pycocotools and OpenCV."""
+"""The same objects give the same annotations in each format. They are compared with pycocotools and OpenCV."""
 
 import cv2
 import numpy as np
@@ -107,8 +107,7 @@ def test_supervision_reads_the_same(name, kind, tmp_path):
             assert len(ours) == len(other)
             for annotation, box, label in zip(ours, other.xyxy, other.class_id, strict=True):
                 x, y, width, height = annotation['bbox']
-                # supervision takes a pixel from the right and the bottom side of VOC's boxes, and cuts polygons to whole
-                # pixels.
+                # supervision moves all sides of VOC's boxes by a pixel, and cuts polygons to whole pixels.
                 np.testing.assert_allclose([x, y, x + width, y + height], box, atol=1.001)
                 assert coco.cats[annotation['category_id']]['name'] == theirs.classes[label]
                 number += 1

@@ -86,7 +86,7 @@ def write_yolo(root, scenes):
 
 
 def voc_xml(scene, objects):
-    """The file of an image. Each object has a name, its box (pixels from 1, the last included), and further elements."""
+    """The file of an image. An object has a name, a box (pixels from 1, the last included), and more elements."""
     parts = [
         f'<object><name>{escape(name)}</name>{more}<bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin>'
         f'<xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>'

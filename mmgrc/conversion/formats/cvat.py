@@ -56,7 +56,7 @@ def _read_image(folder: Folder, path: Path, element: Any) -> LabelledImage:
         raise folder.broken(path, f'image {element.get("id")} has no name')
     subset = (element.get('subset') or '').lower()
     # An export with images has them in a folder of the subset's name.
-    image = folder.find(name, path, f'{element.get("subset")}/{name}')
+    image = folder.find(f'{element.get("subset")}/{name}' if subset else name, path)
     stated = tuple(float(element.get(side) or 0) for side in ('width', 'height'))
     size = folder.size(image, stated)
     shapes = []

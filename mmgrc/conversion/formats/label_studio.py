@@ -101,7 +101,8 @@ def _joined(results: Sequence[dict]) -> list[dict]:
 def _shapes(folder: Folder, result: dict, size: tuple[int, int], which: str) -> Iterator[Shape]:
     value = result['value']
     labels = next((v for k, v in value.items() if k.endswith('labels') and isinstance(v, list)), [])
-    shape = _geometry(value, size)
+    # A keypoint has a width too.
+    shape = None if 'keypoint' in str(result.get('type')) else _geometry(value, size)
     if shape is None:
         folder.skip(f'results of type {result.get("type")}', which)
     elif not labels:

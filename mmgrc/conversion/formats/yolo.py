@@ -15,6 +15,7 @@ from ..shapes import LabelledImage, Shape, Source, rectangle
 
 __all__ = ['find_classes', 'read']
 
+_NAMES = ('data', 'dataset')
 _LISTS = ('classes.txt', 'obj.names')
 _SPLITS = {'train': 'train', 'val': 'val', 'valid': 'val', 'test': 'test'}
 # Fractions slightly beyond the border are common. Beyond these, they are no fractions.
@@ -25,11 +26,11 @@ def find_classes(folder: Folder) -> Path | None:
     """Return the file of a YOLO data set that lists its classes. None if there is none.
 
     Raises:
-        InputError: There are several.
+        InputError: There are several, or it cannot be read.
     """
     found = [path for path in folder.with_suffix('.yaml', '.yml') if _has_names(path)]
     if len(found) > 1:
-        found = [path for path in found if path.stem in ('data', 'dataset')] or found
+        found = [path for path in found if path.stem in _NAMES] or found
     if len(found) > 1:
         raise InputError(
             f'{len(found)} files in {folder.root} list classes: {first_few([folder.name(p) for p in found])}. Give the '
@@ -44,7 +45,9 @@ def find_classes(folder: Folder) -> Path | None:
 def _has_names(path: Path) -> bool:
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        if path.stem in _NAMES:
+            raise InputError(f'{path} cannot be read as YAML: {" ".join(str(error).split())}') from error
         return False
     return isinstance(content, dict) and 'names' in content
 

@@ -19,6 +19,7 @@ from mmdet.models.backbones import PyramidVisionTransformer
 
 from mmgrc.datasets import write_shapes
 from tests.conftest import REPOSITORY
+from tests.helpers.foreign_formats import make_scenes, write_yolo
 from tests.helpers.forked_python import forked_python
 from tests.helpers.published import original_pvt
 
@@ -30,6 +31,7 @@ PAGES = [page for page in PAGES if BLOCK.search(page.read_text())]
 # What a reader fills in.
 PLACEHOLDERS = {
     '/path/to/coco': 'elsewhere/coco',
+    '/path/to/dataset': 'elsewhere/yolo',
     # The work dir has a copy of the config, with the options of the training.
     'CONFIG': 'work_dirs/mask_rcnn_grc_pvt/mask_rcnn_grc_pvt.py',
     'CHECKPOINT': 'work_dirs/mask_rcnn_grc_pvt/epoch_1.pth',
@@ -45,11 +47,12 @@ PLACEHOLDERS = {
 }
 VARIABLES = r'(\w+=\S+ )*'
 # Commands that take long, and where their page, or a page that it links to, has the options to try them with.
+_TO_TRY = r'(?:(?!\n\n).)+\n\n```shell\n[^`\n]+ (--cfg-options [^`\n]+)\n```'
 TRIALS = {
+    # The config that a conversion writes is one for COCO.
+    r'python tools/train\.py data/photos/': rf'To try everything {_TO_TRY}',
     r'make demo': r'`make demo (OPTIONS=[^`]+)`',
-    rf'{VARIABLES}python tools/(train|test)\.py ': (
-        r'To try (?:(?!\n\n).)+\n\n```shell\n[^`\n]+ (--cfg-options [^`\n]+)\n```'
-    ),
+    rf'{VARIABLES}python tools/(train|test)\.py ': rf'To try {_TO_TRY}',
     r'python tools/benchmark\.py ': r'`(--size \d+ \d+ --runs \d+)`',
 }
 # Added to the clone's configs: commands are tried here. `test_configs.py` trains each config with its own backbone.
@@ -57,7 +60,11 @@ NARROW = """
 model['backbone'].update(embed_dims=8, num_layers=[1, 1, 1, 1])
 model['neck']['in_channels'] = [8, 16, 40, 64]
 """
-TRIAL_PAGES = {'README.md': ['docs/coco.md', 'docs/index.md'], 'other_detectors.md': ['docs/coco.md']}
+TRIAL_PAGES = {
+    'README.md': ['docs/coco.md', 'docs/index.md'],
+    'other_detectors.md': ['docs/coco.md'],
+    'own_data.md': ['docs/coco.md'],
+}
 
 
 class Instead(NamedTuple):
@@ -231,6 +238,7 @@ def clone():
             with (folder / 'configs' / config).open('a') as file:
                 file.write(NARROW)
         write_coco(folder / 'elsewhere' / 'coco')
+        write_yolo(folder / 'elsewhere' / 'yolo', make_scenes('polygon'))
         (folder / 'data').mkdir()
         (folder / 'data' / 'coco').symlink_to('../elsewhere/coco')
         # Like the file on PVT's release page, but small.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
@@ -51,7 +52,9 @@ def main() -> str | None:
     except (InputError, OSError) as error:
         return f'convert_dataset: {error}'
     print_summary(converted, Console())
-    print(f'Train with: python tools/train.py {converted.config}')
+    config = converted.config
+    shown = config.relative_to(Path.cwd()) if config.is_relative_to(Path.cwd()) else config
+    print(f'Train with: python tools/train.py {shown}')
     return None
 
 

@@ -1,6 +1,6 @@
 """Convert data sets of other formats to COCO's."""
 
-from .convert import MISSING_MASKS, Converted, convert
+from .dataset import MISSING_MASKS, Converted, convert
 from .formats import READERS
 from .summary import print_summary
 

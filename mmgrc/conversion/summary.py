@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .convert import Converted
+from .dataset import Converted
 
 __all__ = ['print_summary']
 

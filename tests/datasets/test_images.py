@@ -6,7 +6,7 @@ import pytest
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
-from mmgrc.datasets.images import read_image
+from mmgrc.datasets.images import header_size, image_size, read_image
 
 
 def picture(height=12, width=17):
@@ -54,6 +54,7 @@ def test_reads_what_the_loader_reads(kind, suffix, tmp_path):
     image = read_image(path)
     np.testing.assert_array_equal(image, LoadImageFromFile().transform({'img_path': str(path)})['img'])
     assert image.shape == (12, 17, 3)
+    assert image_size(path) == header_size(path) == (12, 17)
     assert image.dtype == np.uint8
     if kind not in ('1', 'palette with transparency', 'CMYK'):
         # Not inverted, and no channels swapped.
@@ -73,7 +74,7 @@ def test_is_turned_as_the_camera_says(orientation, tmp_path):
     Image.fromarray(picture(24, 40)).save(path, exif=exif.tobytes(), quality=100)
     image = read_image(path)
     np.testing.assert_array_equal(image, LoadImageFromFile().transform({'img_path': str(path)})['img'])
-    assert image.shape[:2] == ((24, 40) if orientation < 5 else (40, 24))
+    assert image.shape[:2] == image_size(path) == header_size(path) == ((24, 40) if orientation < 5 else (40, 24))
 
 
 def test_says_what_is_wrong(tmp_path, monkeypatch):
@@ -82,8 +83,9 @@ def test_says_what_is_wrong(tmp_path, monkeypatch):
     contents = {'empty.png': b'', 'text.jpg': b'no image', 'cut.png': whole.read_bytes()[:40]}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf'{name} is not an image, or is truncated'):
-            read_image(tmp_path / name)
+        for read in (read_image, image_size):
+            with pytest.raises(ValueError, match=rf'{name} is not an image, or is truncated'):
+                read(tmp_path / name)
     with pytest.raises(ValueError, match=r'nothing\.png cannot be read: No such file'):
         read_image(tmp_path / 'nothing.png')
     with pytest.raises(ValueError, match='cannot be read: Is a directory'):

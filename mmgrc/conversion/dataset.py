@@ -12,9 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mmengine.config import Config
-
-from mmgrc.runs.config import load_config
 from mmgrc.runs.error import InputError, first_few
 from mmgrc.runs.preflight import CocoFiles, read_datasets
 from mmgrc.runs.preflight.coco_file import (
@@ -25,9 +22,9 @@ from mmgrc.runs.preflight.coco_file import (
     require_masks,
     why_left_out,
 )
-from mmgrc.runs.preflight.datasets import head_classes
 from mmgrc.runs.quiet import quiet
 
+from .config import BOXES, LOADERS, MASKS, class_heads, config_text, load_without_processes
 from .folder import Folder
 from .formats import READERS, detect_format
 from .shapes import LabelledImage, Source, coco_annotation, group_shapes
@@ -36,7 +33,6 @@ __all__ = ['MISSING_MASKS', 'Converted', 'SplitCounts', 'convert']
 
 MISSING_MASKS = ('keep', 'box', 'skip')
 """What becomes of objects without a mask: they are kept, get their box as mask, or their images are left out."""
-_MASKS, _BOXES = 'mmgrc::mask_rcnn_grc_pvt.py', 'mmgrc::retinanet_grc_pvt.py'
 
 
 class SplitCounts(NamedTuple):
@@ -114,11 +110,18 @@ def convert(
     }
     _require_objects(contents, format, folder)
     counts = {split: _count(content, names) for split, (content, _) in contents.items()}
-    masks = all(count.masks == sum(count.objects.values()) for count in counts.values())
-    base = base or (_MASKS if masks else _BOXES)
-    heads = _heads(base, masks, counts)
-    if not masks and any(count.masks for count in counts.values()):
-        folder.notes.append(_some_masks(counts))
+    objects = sum(sum(count.objects.values()) for count in counts.values())
+    masks = sum(count.masks for count in counts.values())
+    base = base or (MASKS if masks == objects else BOXES)
+    if '::' not in base:
+        # A base is relative to the config that names it.
+        base = os.path.abspath(Path(base).expanduser())
+    heads = class_heads(base, objects, masks)
+    if 0 < masks < objects:
+        folder.notes.append(
+            f'{objects - masks} of {objects} objects have no mask, so the config is for a detector of boxes. '
+            '--missing-masks box makes masks of their boxes, --missing-masks skip leaves out their images'
+        )
     config = out / f'{out.name}.py'
     with _removed_on_error(out):
         for split, (content, paths) in contents.items():
@@ -126,11 +129,10 @@ def convert(
             annotations = out / 'annotations' / f'instances_{split}.json'
             annotations.parent.mkdir(exist_ok=True)
             annotations.write_text(json.dumps(content))
-            _check(annotations, names, masks)
-        config.write_text(_config_text(base, names, heads, contents))
+            _check(annotations, names, masks == objects)
+        config.write_text(config_text(base, names, heads, 'test' in contents), encoding='utf-8')
         with quiet():
-            loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-            read_datasets(_single_process(load_config(str(config)), loaders), loaders, CocoFiles())
+            read_datasets(load_without_processes(str(config)), LOADERS, CocoFiles())
     return Converted(format, counts, folder.skipped, folder.notes, config)
 
 
@@ -153,7 +155,7 @@ def _classes(found: Source, wanted: Sequence[str] | None, folder: Folder) -> lis
 
 def _split(images: Sequence[LabelledImage], share: float, seed: int, folder: Folder) -> dict[str, list[LabelledImage]]:
     """The images of each split, sorted. Without a validation split, some of the others are chosen for it."""
-    images = sorted(images, key=lambda image: image.path)
+    images = _without_repetitions(sorted(images, key=lambda image: image.path), folder)
     splits = {name: [image for image in images if image.split == name] for name in ('train', 'val', 'test')}
     # Images of no split are for training, unless the source has one.
     unsplit = [image for image in images if image.split is None]
@@ -180,6 +182,16 @@ def _split(images: Sequence[LabelledImage], share: float, seed: int, folder: Fol
     if shared:
         folder.notes.append(f'{len(shared)} images are in both training and validation, as the source says')
     return {split: members for split, members in splits.items() if members}
+
+
+def _without_repetitions(images: Sequence[LabelledImage], folder: Folder) -> list[LabelledImage]:
+    kept = {}
+    for image in images:
+        if (image.path, image.split) in kept:
+            folder.skip('labels of an image that has others already', folder.name(image.path))
+        else:
+            kept[image.path, image.split] = image
+    return list(kept.values())
 
 
 def _content(
@@ -257,36 +269,6 @@ def _count(content: dict, names: Sequence[str]) -> SplitCounts:
     )
 
 
-def _some_masks(counts: dict[str, SplitCounts]) -> str:
-    every = sum(sum(count.objects.values()) for count in counts.values())
-    return (
-        f'{every - sum(count.masks for count in counts.values())} of {every} objects have no mask, so the config is '
-        'for a detector of boxes. --missing-masks box makes masks of their boxes, --missing-masks skip leaves out '
-        'their images'
-    )
-
-
-def _heads(base: str, masks: bool, counts: dict[str, SplitCounts]) -> list[str]:
-    """Names of the ``num_classes`` of a config that differ for each data set."""
-    config = load_config(base)
-    heads = [name for name, _ in head_classes(config.get('model') or {})]
-    if not heads or 'train_dataloader' not in config:
-        raise InputError(f'--config {base}: it has no data loader, or no head with num_classes')
-    if len(set(heads)) != len(heads):
-        raise InputError(
-            f'--config {base}: {heads[0].removesuffix(".num_classes")} is a list of heads. Write the config by hand, '
-            'as in docs/own_data.md, or choose another'
-        )
-    if any('mask_head' in name for name in heads) and not masks:
-        every = sum(sum(count.objects.values()) for count in counts.values())
-        lacking = every - sum(count.masks for count in counts.values())
-        raise InputError(
-            f'--config {base} trains masks, and {lacking} of {every} objects have none. Choose a detector of boxes, '
-            f'such as {_BOXES}, or add --missing-masks box (or skip)'
-        )
-    return heads
-
-
 @contextlib.contextmanager
 def _removed_on_error(out: Path) -> Iterator[None]:
     """Create a folder. If what follows fails, or is interrupted, remove what it has."""
@@ -328,56 +310,3 @@ def _check(path: Path, names: Sequence[str], masks: bool) -> None:
         raise InputError(f'the converted file does not pass the checks of training: {error}') from error
     if problem:
         raise InputError(f'the converted file {path} does not pass the checks of training: {problem}')
-
-
-def _config_text(
-    base: str, names: Sequence[str], heads: Sequence[str], contents: dict[str, tuple[dict, list[Path]]]
-) -> str:
-    test = 'test' if 'test' in contents else 'val'
-    model: dict = {}
-    for name in heads:
-        *parents, key = name.split('.')[1:]
-        place = model
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[key] = len(names)
-
-    def loader(split: str) -> str:
-        return (
-            f'dict(\n    dataset=dict(\n        data_root=data_root,\n        metainfo=metainfo,\n        '
-            f"ann_file='annotations/instances_{split}.json',\n        data_prefix=dict(img='{split}/')))"
-        )
-
-    def evaluator(split: str) -> str:
-        return f"dict(ann_file=f'{{data_root}}/annotations/instances_{split}.json')"
-
-    return f"""# Written by tools/convert_dataset.py.
-_base_ = {base!r}
-
-# The folder of this file.
-data_root = '{{{{ fileDirname }}}}'
-metainfo = dict(classes={tuple(names)!r})
-
-train_dataloader = {loader('train')}
-val_dataloader = {loader('val')}
-test_dataloader = {loader(test) if test == 'test' else 'val_dataloader'}
-val_evaluator = {evaluator('val')}
-test_evaluator = {evaluator(test) if test == 'test' else 'val_evaluator'}
-
-# The number of classes.
-model = {_as_call(model)}
-"""
-
-
-def _as_call(value: object) -> str:
-    """A dictionary as configs write it."""
-    if not isinstance(value, dict):
-        return repr(value)
-    return f'dict({", ".join(f"{key}={_as_call(inner)}" for key, inner in value.items())})'
-
-
-def _single_process(config: Config, loaders: Sequence[str]) -> Config:
-    """A config whose loaders start no processes, since they are only built."""
-    for loader in loaders:
-        config[loader].update(num_workers=0, persistent_workers=False)
-    return config

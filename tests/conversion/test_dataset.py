@@ -234,9 +234,7 @@ def test_bad_input(polygons, tmp_path):
     with pytest.raises(InputError, match='has no images for training, but none at all'):
         convert(polygons, out, format='labelme')
     shutil.rmtree(polygons / 'labels')
-    with pytest.raises(
-        InputError, match=r'nothing is left for train: 4 images, 0 objects\. The folder was read as'
-    ):
+    with pytest.raises(InputError, match=r'nothing is left for train: 4 images, 0 objects\. The folder was read as'):
         convert(polygons, out)
     for path in list((polygons / 'images').iterdir())[1:]:
         path.unlink()

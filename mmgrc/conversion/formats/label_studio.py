@@ -13,6 +13,8 @@ from ..shapes import LabelledImage, Shape, Source, ellipse, encode, rectangle
 
 __all__ = ['decode_brush', 'is_annotation', 'read']
 
+_CHANNEL = 8
+"""Bits."""
 _UPLOADED = 8
 """Letters and digits that Label Studio prepends, with a hyphen, to the name of an uploaded file."""
 
@@ -150,7 +152,7 @@ def decode_brush(content: Sequence[int], size: tuple[int, int]) -> np.ndarray:
         size: Width and height of the image, in pixels.
 
     Raises:
-        ValueError: The content is truncated, or of an image of another size.
+        ValueError: The content is truncated, or of an image of another size or kind.
     """
     bits = ''.join(f'{byte:08b}' for byte in bytes(content))
     position = 0
@@ -165,9 +167,11 @@ def decode_brush(content: Sequence[int], size: tuple[int, int]) -> np.ndarray:
     number = read_number(32)
     if number != 4 * size[0] * size[1]:
         raise ValueError(f'its run lengths are of {number} values, and the image has 4 x {size[0]} x {size[1]}')
-    word, lengths = read_number(5) + 1, [0] * 4
-    lengths = [read_number(4) + 1 for _ in lengths]
-    values = np.zeros(number, np.uint32)
+    word = read_number(5) + 1
+    if word > _CHANNEL:
+        raise ValueError(f'its values have {word} bits, and a channel of an image has {_CHANNEL}')
+    lengths = [read_number(4) + 1 for _ in range(4)]
+    values = np.zeros(number, np.uint8)
     start = 0
     while start < number:
         repeated = read_number(1)

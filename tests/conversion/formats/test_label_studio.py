@@ -153,6 +153,7 @@ def test_an_image_that_was_rotated(tmp_path):
         (result('polygonlabels', 'a', points=[[1, 2, 3]]), 'its points are'),
         (result('brushlabels', 'a', rle=brush_bytes(np.ones((20, 40), bool))[:-2]), 'its run lengths are truncated'),
         (result('brushlabels', 'a', rle=brush_bytes(np.ones((4, 4), bool))), 'its run lengths are of 64 values'),
+        (result('brushlabels', 'a', rle=[0, 0, 12, 128, 255, 255]), 'its values have 32 bits'),
         (result('brushlabels', 'a', rle=[1, 2, 300]), ''),
     ],
 )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import register_backend
@@ -13,7 +16,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-__all__ = ['AtomicCheckpointHook', 'AtomicLocalBackend', 'CheckpointWriteError', 'write_atomically']
+__all__ = ['AtomicCheckpointHook', 'AtomicLocalBackend', 'CheckpointWriteError', 'open_atomically', 'write_atomically']
 
 _BACKEND = 'mmgrc_atomic_local'
 
@@ -22,8 +25,9 @@ class CheckpointWriteError(OSError):
     """A checkpoint could not be written. Earlier checkpoints are intact."""
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file atomically: a reader sees either the complete file or none.
+@contextmanager
+def open_atomically(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears under its name when it is complete: a reader sees either all of it or none.
 
     Raises:
         OSError: It cannot be written. An earlier file of that name is intact.
@@ -33,7 +37,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.part', dir=path.parent)
     try:
         with os.fdopen(descriptor, 'wb') as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # Files of mkstemp are readable by their owner only. Checkpoints are shared with others.
@@ -44,6 +48,16 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write a file by :func:`open_atomically`.
+
+    Raises:
+        OSError: It cannot be written. An earlier file of that name is intact.
+    """
+    with open_atomically(path) as file:
+        file.write(content)
 
 
 @register_backend(_BACKEND)

@@ -4,30 +4,54 @@ from __future__ import annotations
 
 import difflib
 import glob
-import json
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
-from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 from torch import nn
 
 from mmgrc.datasets.images import read_image
-from mmgrc.engine.atomic_checkpoint_hook import write_atomically
-from mmgrc.runs.error import InputError
+from mmgrc.runs.error import InputError, first_few
 from mmgrc.runs.preflight import check_checkpoint
 from mmgrc.visualization.detections import Drawn, draw_detections
 from mmgrc.visualization.predictions import class_colours
 
-__all__ = ['describe_failure', 'detect', 'find_images', 'load_detector', 'read_image', 'select_classes']
+from .detections_file import DetectionsFile
+
+__all__ = [
+    'Found',
+    'describe_failure',
+    'detect',
+    'find_images',
+    'find_objects',
+    'load_detector',
+    'read_image',
+    'select_classes',
+]
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.wmv', '.flv', '.ts', '.3gp')
+
+
+class Found(NamedTuple):
+    """An object that a detector found."""
+
+    annotation: dict
+    """As in COCO's format, with a ``score``, without ids."""
+    mask: np.ndarray | None
+    """(H, W), true on the object. None: the detector has no masks."""
+
+    def drawn(self) -> Drawn:
+        """The object, to draw."""
+        known = self.annotation
+        return Drawn(known['category_id'] - 1, known['bbox'], self.mask, known['score'])
 
 
 def load_detector(config: Config, checkpoint: str, device: str | None = None) -> nn.Module:
@@ -62,20 +86,26 @@ def find_images(source: str) -> list[Path]:
             pattern with ``*``, ``?`` or ``**``.
 
     Raises:
-        InputError: There are no images.
+        InputError: There are no images, or there are videos among them.
     """
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
+    matches = path.rglob('*') if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+    files = sorted(p for p in matches if p.is_file())
+    videos = [p for p in files if p.suffix.lower() in VIDEO_SUFFIXES]
+    if videos:
+        raise InputError(
+            f'{source} has videos ({first_few(videos)}): give each video in a command of its own, by its path, and '
+            "images without videos, such as by the quoted pattern 'FOLDER/*.jpg'"
+        )
     if path.is_dir():
-        found = [p for p in sorted(path.rglob('*')) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-        if not found:
+        files = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+        if not files:
             raise InputError(f'the folder {source} has no images (looked for {", ".join(IMAGE_SUFFIXES)})')
-        return found
-    found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
-    if not found:
-        raise InputError(f'there is no image, no folder and no match of a pattern at {source}')
-    return found
+    elif not files:
+        raise InputError(f'there is no image, no video, no folder and no match of a pattern at {source}')
+    return files
 
 
 def select_classes(model: nn.Module, names: Sequence[str] | None) -> list[int]:
@@ -125,41 +155,59 @@ def detect(
     drawings.mkdir(parents=True, exist_ok=True)
     classes = model.dataset_meta['classes']
     palette = class_colours(model.dataset_meta['palette'], len(classes))
-    done: list[tuple[dict, list[dict]]] = []
-    count, names = 0, _drawing_names(images)
-    try:
+    names = _drawing_names(images)
+    with DetectionsFile(out_dir / 'detections.json', classes) as file:
         for path in images:
             problem = None
             try:
                 image = read_image(path)
-                found = inference_detector(model, image).pred_instances.cpu()
-                keep = (found.scores >= score_thr) & torch.isin(found.labels, torch.tensor(list(labels)))
-                new = list(_annotations(found[keep], len(done) + 1, count))
+                found = find_objects(model, image, score_thr, labels)
             except Exception as error:
                 # Whatever fails for one image, the others are still processed.
                 problem = describe_failure(path, error)
             if problem:
-                _free_memory()
+                free_memory()
                 yield path, problem
                 continue
-            count += len(new)
-            record = {'id': len(done) + 1, 'file_name': str(path), 'height': image.shape[0], 'width': image.shape[1]}
-            done.append((record, [annotation for annotation, _ in new]))
+            record = {'file_name': str(path), 'height': image.shape[0], 'width': image.shape[1]}
+            file.add(record, [annotation for annotation, _ in found])
             try:
-                objects = [Drawn(a['category_id'] - 1, a['bbox'], mask, a['score']) for a, mask in new]
+                objects = [one.drawn() for one in found]
                 draw_detections(image[..., ::-1], objects, classes, palette, drawings / names[path])
             except Exception as error:
                 (drawings / names[path]).unlink(missing_ok=True)
                 problem = f'{describe_failure(path, error)}; it is not drawn, but its detections are stored'
             yield path, problem
-    finally:
-        content = {
-            'info': {'description': 'detections of mmgrc, with scores'},
-            'images': [record for record, _ in done],
-            'annotations': [annotation for _, known in done for annotation in known],
-            'categories': [{'id': i, 'name': name} for i, name in enumerate(classes, start=1)],
+
+
+def find_objects(model: nn.Module, image: np.ndarray, score_thr: float, labels: Sequence[int]) -> list[Found]:
+    """Detect objects on one image.
+
+    Args:
+        model: What :func:`load_detector` gave.
+        image: (H, W, 3), BGR, uint8.
+        score_thr: Minimum score of a detection, in [0, 1].
+        labels: The labels to keep.
+    """
+    found = inference_detector(model, image).pred_instances.cpu()
+    found = found[(found.scores >= score_thr) & torch.isin(found.labels, torch.tensor(list(labels)))]
+    boxes = found.bboxes.double().numpy()
+    masks = found.masks.numpy() if 'masks' in found else [None] * len(boxes)
+    objects = []
+    for (left, top, right, bottom), label, score, mask in zip(boxes, found.labels, found.scores, masks, strict=True):
+        annotation = {
+            'category_id': int(label) + 1,
+            'iscrowd': 0,
+            'bbox': [round(float(v), 2) for v in (left, top, right - left, bottom - top)],
+            'area': round(float((right - left) * (bottom - top)), 2),
+            'score': round(float(score), 5),
         }
-        write_atomically(out_dir / 'detections.json', json.dumps(content).encode())
+        if mask is not None:
+            encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+            annotation['segmentation'] = {'size': encoded['size'], 'counts': encoded['counts'].decode('ascii')}
+            annotation['area'] = int(mask.sum())
+        objects.append(Found(annotation, mask))
+    return objects
 
 
 def describe_failure(path: str | Path, error: Exception) -> str:
@@ -179,8 +227,8 @@ def describe_failure(path: str | Path, error: Exception) -> str:
     return f'{path}: {name}: {message[:500]} ({Path(place.filename).name}, line {place.lineno})'
 
 
-def _free_memory() -> None:
-    # Free the memory of the image that did not fit, for the images after it.
+def free_memory() -> None:
+    """Free the memory of the image that did not fit, for the images after it."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -197,24 +245,3 @@ def _drawing_names(images: Sequence[Path]) -> dict[Path, str]:
         used.add(name)
         names[path] = name
     return names
-
-
-def _annotations(found: InstanceData, image_id: int, count: int) -> Iterator[tuple[dict, np.ndarray | None]]:
-    """COCO annotations, numbered after ``count`` others, and their masks (H, W), if any."""
-    boxes = found.bboxes.double().numpy()
-    masks = found.masks.numpy() if 'masks' in found else [None] * len(boxes)
-    for i, (left, top, right, bottom) in enumerate(boxes):
-        annotation = {
-            'id': count + i + 1,
-            'image_id': image_id,
-            'category_id': int(found.labels[i]) + 1,
-            'iscrowd': 0,
-            'bbox': [round(float(v), 2) for v in (left, top, right - left, bottom - top)],
-            'area': round(float((right - left) * (bottom - top)), 2),
-            'score': round(float(found.scores[i]), 5),
-        }
-        if masks[i] is not None:
-            encoded = coco_mask.encode(np.asfortranarray(masks[i].astype(np.uint8)))
-            annotation['segmentation'] = {'size': encoded['size'], 'counts': encoded['counts'].decode('ascii')}
-            annotation['area'] = int(masks[i].sum())
-        yield annotation, masks[i]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 from pycocotools import mask as coco_mask
@@ -19,7 +20,7 @@ from mmgrc.datasets.images import read_image
 from .predictions import check_predictions
 from .text import write_plainly
 
-__all__ = ['Drawn', 'draw_detections', 'draw_predictions']
+__all__ = ['Drawn', 'draw_detections', 'draw_predictions', 'paint_detections']
 
 _PANEL = 3.2
 """Width of one image, in inches."""
@@ -29,6 +30,10 @@ _LONGEST = 8
 """Longer side of a single image, in inches."""
 _SHORTEST = 0.5
 """Its minimum shorter side, so that even a very narrow image has room for labels."""
+_LEAST_DPI = 100
+"""Minimum resolution, so that labels can be read."""
+_MARGIN = 1e-3
+"""What a canvas is larger than its pixels, in pixels."""
 _MOST_PIXELS = 8192
 """Maximum longer side of a drawing. Larger ones take gigabytes to draw."""
 
@@ -196,7 +201,36 @@ def draw_detections(
     axis.set_axis_off()
     _draw(axis, image, '', objects, classes, palette)
     axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    figure.savefig(out, dpi=min(max(100, round(1 / scale)), _MOST_PIXELS // _LONGEST))
+    figure.savefig(out, dpi=min(max(_LEAST_DPI, round(1 / scale)), _MOST_PIXELS // _LONGEST))
+
+
+def paint_detections(
+    image: np.ndarray, objects: Sequence[Drawn], classes: Sequence[str], palette: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Draw objects on a frame of a video, which keeps its size.
+
+    Args:
+        image: (H, W, 3), RGB, uint8.
+        objects: The objects to draw.
+        classes: Names of the labels.
+        palette: Colours of the labels, RGB from 0 to 255.
+
+    Returns:
+        (H, W, 3), RGB, uint8. Without objects it is ``image``.
+    """
+    if not objects:
+        return image
+    height, width = image.shape[:2]
+    dpi = max(_LEAST_DPI, max(height, width) / _LONGEST)
+    # The canvas rounds down: 641 / 100 * 100 may be 640.99.
+    figure = Figure(figsize=((width + _MARGIN) / dpi, (height + _MARGIN) / dpi), dpi=dpi)
+    canvas = FigureCanvasAgg(figure)
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    _draw(axis, image, '', objects, classes, palette)
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect='auto')
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def _tint(image: np.ndarray, objects: Sequence[Drawn], colours: Sequence[np.ndarray]) -> np.ndarray:

@@ -9,8 +9,10 @@ import time
 
 import cv2
 import numpy as np
+import pytest
 
 from tests.conftest import REPOSITORY, SHAPES_CONFIG
+from tests.helpers.videos import read_video, write_video
 
 
 def test_detects_and_skips_bad_images(run_tool, trained, shapes, tmp_path):
@@ -83,4 +85,75 @@ def test_bad_input(run_tool, trained, shapes, tmp_path):
     assert result.returncode == 1
     assert 'no match of a pattern at /nothing/*.jpg' in result.stderr
     assert 'Traceback' not in result.stderr
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.fixture(scope='module')
+def frames(shapes):
+    return [cv2.imread(str(path)) for path in sorted((shapes / 'val').glob('*.png'))]
+
+
+def test_a_video(run_tool, trained, frames, tmp_path):
+    """Frames, their rate and size are kept. A second run, and a truncated video, are one clear error each."""
+    write_video(tmp_path / 'whole.avi', frames * 2, 5)
+    arguments = infer(trained, tmp_path / 'whole.avi', tmp_path / 'out')
+    result = run_tool('infer', *arguments, '--video-suffix', '.mp4', check=True)
+    assert f'8 frames were processed: {tmp_path}/out/drawings/whole.mp4, {tmp_path}/out/det' in result.stdout
+    drawn, fps = read_video(tmp_path / 'out' / 'drawings' / 'whole.mp4')
+    assert len(drawn) == 8
+    assert fps == 5
+    assert {frame.shape for frame in drawn} == {frames[0].shape}
+    content = json.loads((tmp_path / 'out' / 'detections.json').read_text())
+    assert [record['frame_id'] for record in content['images']] == list(range(8))
+
+    result = run_tool('infer', *arguments, '--video-suffix', '.mp4')
+    assert result.returncode == 1
+    assert result.stderr.endswith('whole.mp4 exists already: remove it, or choose another folder with --out-dir\n')
+
+    (tmp_path / 'cut.avi').write_bytes((tmp_path / 'whole.avi').read_bytes()[:-40_000])
+    result = run_tool('infer', *infer(trained, tmp_path / 'cut.avi', tmp_path / 'cut'))
+    assert result.returncode == 1
+    read = int(re.search(r'infer: \S+cut\.avi: reading ended after (\d+) of 8 frames', result.stderr)[1])
+    assert f'{read} frames were processed' in result.stdout
+    assert len(read_video(tmp_path / 'cut' / 'drawings' / 'cut.avi')[0]) == read > 1
+    assert 'Traceback' not in result.stderr
+
+
+def test_an_interrupted_video(python, trained, frames, tmp_path):
+    """Ctrl-C: the drawn video can be played, and has the frames of the detections."""
+    write_video(tmp_path / 'in.mp4', frames * 50, 25, 'mp4v')
+    command = [python, 'tools/infer.py', *map(str, infer(trained, tmp_path / 'in.mp4', tmp_path / 'out'))]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for _ in range(600):
+            time.sleep(0.2)
+            if (tmp_path / 'out' / 'drawings' / 'in.mp4').exists():
+                break
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert 'Traceback' not in errors
+    done = int(re.search(r'interrupted: (\d+) of 200 frames were processed', errors)[1])
+    content = json.loads((tmp_path / 'out' / 'detections.json').read_text())
+    assert done <= len(content['images']) <= done + 1
+    assert abs(len(read_video(tmp_path / 'out' / 'drawings' / 'in.mp4')[0]) - done) <= 1
+    assert done > 0
+
+
+def test_bad_videos(run_tool, trained, frames, tmp_path):
+    (tmp_path / 'text.mp4').write_text('no video')
+    write_video(tmp_path / 'in.avi', frames, 25)
+    shutil.copy(tmp_path / 'in.avi', tmp_path / 'in.wmv')
+    for source, message in (
+        ('text.mp4', 'text.mp4 is not a video, or is truncated, or of a format that OpenCV does not know'),
+        ('in.wmv', '.wmv videos cannot be written: choose with --video-suffix one of .mp4, .m4v, .mov, .mkv, .avi'),
+        ('.', 'give each video in a command of its own'),
+    ):
+        result = run_tool('infer', *infer(trained, tmp_path / source, tmp_path / 'out'))
+        assert result.returncode == 1
+        assert message in result.stderr
+        # One message, and none of OpenCV.
+        assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / 'out').exists()

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import weakref
 
 import cv2
@@ -105,6 +106,20 @@ def test_odd_sizes_lose_a_line(model, images, thr, tmp_path):
     out = drawn_video(odd, tmp_path / 'out')
     list(detect_video(model, odd, out, thr, LABELS))
     assert {frame.shape for frame in read_video(out)[0]} == {(64, 96, 3)}
+
+
+def test_frames_are_rotated_as_the_file_says(model, images, thr, tmp_path):
+    write_video(tmp_path / 'in.mp4', images, 25, 'mp4v')
+    content = (tmp_path / 'in.mp4').read_bytes()
+    # The matrix in the header of the track, here a quarter of a turn to the right.
+    place = content.index(b'tkhd') + 44
+    matrix = struct.pack('>9i', 0, 1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 0, 1 << 30)
+    (tmp_path / 'turned.mp4').write_bytes(content[:place] + matrix + content[place + len(matrix) :])
+    assert open_video(str(tmp_path / 'turned.mp4')).size == (64, 96)
+    _, coco, out = process(model, tmp_path / 'turned.mp4', tmp_path / 'out', 1.0)
+    assert {(record['height'], record['width']) for record in coco.imgs.values()} == {(96, 64)}
+    for frame, image in zip(read_video(out)[0], images, strict=True):
+        assert np.abs(frame - np.rot90(image, -1).astype(int)).mean() < 8
 
 
 def test_a_truncated_video(model, images, thr, tmp_path):

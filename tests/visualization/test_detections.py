@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mmgrc.runs.error import InputError
-from mmgrc.visualization.detections import Drawn, draw_detections, draw_predictions
+from mmgrc.visualization.detections import Drawn, draw_detections, draw_predictions, paint_detections
 from mmgrc.visualization.predictions import class_colours, read_predictions, read_test_set
 
 CLASSES, PALETTE = ('cat', 'dog'), [(0, 0, 255), (0, 255, 0)]
@@ -252,3 +252,20 @@ def test_colours_are_enough():
         colours = class_colours(palette, 90)
         assert len(colours) >= 90
         assert all(len(colour) == 3 for colour in colours)
+
+
+@pytest.mark.parametrize('size', [(64, 96), (359, 641), (720, 1280), (7, 3000)])
+def test_a_painted_frame_keeps_its_size_and_what_is_beside_the_object(size):
+    height, width = size
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    assert paint_detections(image, [], CLASSES, PALETTE) is image
+    mask = np.zeros(size, bool)
+    mask[:, : width // 8] = True
+    painted = paint_detections(image, [Drawn(1, (0, 0, width // 8, height), mask, 0.5)], CLASSES, PALETTE)
+    assert painted.shape == image.shape
+    assert painted.dtype == np.uint8
+    # A label may be wider than its object.
+    np.testing.assert_array_equal(painted[:, width // 2 + 40 :], image[:, width // 2 + 40 :])
+    inside = painted[height // 2 :, 3 : width // 8 - 3].astype(int)
+    assert (inside[..., 1] >= image[height // 2 :, 3 : width // 8 - 3, 1]).mean() > 0.9
+    assert not (inside == image[height // 2 :, 3 : width // 8 - 3]).all(axis=-1).any()

@@ -103,6 +103,7 @@ NOT_EXECUTED = {
     rf'{VARIABLES}tools/gpu_check\.sh ': Instead(
         '--dry-run', 'needs a GPU', 'tools/test_gpu_check.py::test_a_failed_step_does_not_stop_the_next_ones'
     ),
+    r'docker (build|run) ': Instead(None, 'needs Docker', 'test_dockerfile.py::test_copied_and_run_files_exist'),
     rf'{VARIABLES}tools/s\w+\.sh ': Instead(
         '--dry-run', 'Slurm', 'tools/test_slurm.py::test_requeued_job_ends_as_the_unbroken_one'
     ),

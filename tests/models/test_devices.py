@@ -5,8 +5,13 @@ No GPU is needed: the meta device and fake CUDA tensors have shapes and types, b
 
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -14,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmgrc.models import GRCAttention, commit_caches
-from tests.helpers.backbones import SMALL, build, loss
+from tests.conftest import REPOSITORY
+from tests.helpers.backbones import CHANNELS, SMALL, build, loss
 
 family = pytest.mark.parametrize('family', SMALL)
 IMAGES = (2, 3, 64, 96)
@@ -158,3 +164,67 @@ def test_cuda_forwards_mix_neither_devices_nor_types(family, dtype):
     assert types == [dtype, dtype]
     assert all(out.is_cuda for out in outs)
     assert all(layer.cache.is_cuda and layer.cache.dtype == torch.float32 for layer in backbone.grc_layers().values())
+
+
+class DoublePrecision(TorchDispatchMode):
+    """Record operations whose results are in double precision, which the GPU of a Mac does not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if any(torch.is_tensor(leaf) and leaf.dtype == torch.float64 for leaf in tree_leaves(out)):
+            self.found.add(str(function))
+        return out
+
+
+class FromNumPy(TorchFunctionMode):
+    """Record the types of arrays that become tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.types = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function in (torch.from_numpy, torch.as_tensor, torch.tensor, torch.Tensor.new_tensor):
+            self.types.add(out.dtype)
+        return out
+
+
+def test_double_precision_is_found():
+    with FromNumPy() as arrays, DoublePrecision() as double:
+        torch.from_numpy(np.ones(2)) + 1
+    assert arrays.types == {torch.float64}
+    assert 'aten.add.Tensor' in double.found
+
+
+@pytest.mark.parametrize('name', ['mask_rcnn_grc_pvt', 'mask_rcnn_grc_swin', 'retinanet_grc_pvt'])
+def test_neither_a_step_nor_inference_uses_double_precision(name):
+    config = Config.fromfile(REPOSITORY / 'configs' / 'shapes' / f'{name}.py')
+    family = 'swin' if 'swin' in name else 'pvt'
+    for key, value in SMALL[family].items():
+        config.model.backbone[key] = value
+    config.model.backbone.init_cfg = None
+    config.model.neck.in_channels = CHANNELS[family]
+    init_default_scope('mmdet')
+    model = MODELS.build(config.model)
+    shapes = [(3, 64, 96), (3, 96, 64)]
+    inputs = demo_mm_inputs(2, shapes, num_items=[2, 1], num_classes=3, with_mask='mask_rcnn' in name)
+    for sample in inputs['data_samples']:
+        # As the pipelines give them.
+        sample.set_metainfo({'scale_factor': (1.1, 1.2)})
+        if 'masks' in sample.gt_instances:
+            sample.gt_instances.masks.masks = sample.gt_instances.masks.masks.astype(np.uint8)
+    with FromNumPy() as arrays, DoublePrecision() as double:
+        losses, _ = model.parse_losses(model(**model.data_preprocessor(inputs, True), mode='loss'))
+        losses.backward()
+        with torch.no_grad():
+            (first, _) = model.eval().test_step(inputs)
+    assert len(first.pred_instances.scores) > 0
+    assert double.found == set()
+    assert torch.float64 not in arrays.types
+    # RoIAlign's weights.
+    assert arrays.types

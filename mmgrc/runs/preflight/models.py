@@ -151,9 +151,9 @@ def check_optimizer(config: Config, model: nn.Module, amp: bool = False, auto_sc
     if not settings:
         raise InputError(f'the config {config.filename} has no optim_wrapper, without which nothing is trained')
     automatic = settings.get('type') == 'AmpOptimWrapper'
-    if (amp or automatic) and get_device() == 'cpu':
+    if (amp or automatic) and get_device() in ('cpu', 'mps'):
         what = '--amp' if amp else 'optim_wrapper.type=AmpOptimWrapper'
-        raise InputError(f'{what} needs a GPU: MMEngine has no mixed precision on CPUs. Train without it')
+        raise InputError(f'{what} needs a GPU: MMEngine has no mixed precision on CPUs and on Macs. Train without it')
     if auto_scale_lr and 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
         raise InputError(
             '--auto-scale-lr needs auto_scale_lr=dict(enable=False, base_batch_size=N) in the config: the total '

@@ -112,6 +112,12 @@ def test_optimizer_that_cannot_be_built(config, options, arguments, words, monke
         check_optimizer(config, build_model(config), **arguments)
 
 
+def test_mixed_precision_on_a_mac(config, monkeypatch):
+    monkeypatch.setattr('mmgrc.runs.preflight.models.get_device', lambda: 'mps')
+    with pytest.raises(InputError, match='no mixed precision on CPUs and on Macs'):
+        check_optimizer(config, build_model(config), amp=True)
+
+
 SGD = {'_delete_': True, 'type': 'SGD', 'lr': 0.1, 'weight_decay': 0.1}
 
 

@@ -1,6 +1,6 @@
 """Detectors in a form that `torch.export` can follow: the same layers, with post-processing of fixed sizes.
 
-MMDetection's post-processing branches on its data. Here each image has a fixed number K of candidates, of which those that
+MMDetection's post-processing branches on its data. Here each image has a fixed number K of candidates, and those that
 are not there have the score :data:`~mmgrc.export.ops.ABSENT`. The detections are the same.
 """
 
@@ -34,7 +34,7 @@ class OneStage(nn.Module):
         model: The detector.
     """
 
-    outputs = ['boxes', 'scores', 'labels', 'image']
+    outputs: Sequence[str] = ('boxes', 'scores', 'labels', 'image')
     """Names of what :meth:`forward` returns."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -45,13 +45,13 @@ class OneStage(nn.Module):
         """Detect objects.
 
         Args:
-            images: uint8, (B, 3, H, W), channels in the order in which MMDetection reads images (BGR). The values outside
-                the sizes are not used.
+            images: uint8, (B, 3, H, W), channels as MMDetection reads images (BGR). Values outside the sizes are not
+                used.
             sizes: Rows and columns of each image, int64, (B, 2).
 
         Returns:
-            The N detections of all images, image by image and the best first: boxes (N, 4) as corners (x1, y1, x2, y2) in
-            pixels, scores (N,), labels (N,), and the index of the image (N,).
+            The N detections of all images, image by image and the best first: boxes (N, 4) as corners (x1, y1, x2, y2)
+            in pixels, scores (N,), labels (N,), and the index of the image (N,).
         """
         maps = self.model.extract_feat(_preprocess(self.model.data_preprocessor, images, sizes))
         head = self.model.bbox_head
@@ -71,7 +71,7 @@ class TwoStage(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.outputs = [*OneStage.outputs, 'masks'] if model.roi_head.with_mask else OneStage.outputs
+        self.outputs = (*OneStage.outputs, 'masks') if model.roi_head.with_mask else OneStage.outputs
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Detect objects, see :meth:`OneStage.forward`.

@@ -40,8 +40,8 @@ def check_libraries() -> None:
 def export_onnx(model: nn.Module, path: str | Path) -> None:
     """Write a detector as one ONNX file, with its weights.
 
-    Inputs and outputs are those of :meth:`~mmgrc.export.detectors.TwoStage.forward`. The number of images is dynamic, and
-    so are rows and columns, in multiples of the entry ``pad_divisor`` of the metadata.
+    Inputs and outputs are those of :meth:`~mmgrc.export.detectors.TwoStage.forward`. The number of images is dynamic.
+    So are rows and columns, in multiples of ``pad_divisor`` in the metadata.
 
     Args:
         model: What :func:`~mmgrc.inference.load_detector` gave, on the CPU.
@@ -63,7 +63,7 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
             dynamo=True,
             verbose=False,
             input_names=['images', 'sizes'],
-            output_names=exportable.outputs,
+            output_names=list(exportable.outputs),
             custom_translation_table=onnx_translations(),
         )
     program.model.metadata_props.update(_metadata(model))
@@ -88,8 +88,8 @@ def _trace(exportable: OneStage | TwoStage) -> ExportedProgram:
         # PyTorch raises many types here.
         reason = next(iter(str(error).strip().splitlines()), '')
         raise InputError(
-            f'torch.export cannot trace the detector for images of any size: {type(error).__name__}: {reason} Its backbone '
-            f'is a {type(model.backbone).__name__}. For stock PVT and Swin use the backbone with GRC and '
+            f'torch.export cannot trace the detector for images of any size: {type(error).__name__}: {reason} Its '
+            f'backbone is a {type(model.backbone).__name__}. For stock PVT and Swin use the backbone with GRC and '
             'grc=dict(stages=()): it loads the same checkpoint'
         ) from error
 

@@ -104,13 +104,15 @@ def _test_cfgs(model: nn.Module) -> Iterator[tuple[str, ConfigDict, tuple[str, .
 def _check_test_cfg(name: str, test_cfg: ConfigDict, needed: tuple[str, ...]) -> None:
     for key in needed:
         value = test_cfg.get(key)
-        if not isinstance(value, int | float) or value < 0 or (value == 0 and key != 'score_thr'):
-            raise InputError(
-                f'{name}.{key}={value!r}: the export needs a positive number, which fixes sizes in the graph'
-            )
+        if key == 'score_thr':
+            good, allowed = isinstance(value, int | float) and 0 <= value <= 1, 'a score from 0 to 1'
+        else:
+            good, allowed = isinstance(value, int) and value > 0, 'a positive number, which fixes sizes in the graph'
+        if not good:
+            raise InputError(f'{name}.{key}={value!r}: the export needs {allowed}')
     nms = test_cfg.get('nms')
     if not nms or nms.get('type') != 'nms' or 'iou_threshold' not in nms or not set(nms) <= _NMS_OPTIONS:
         raise InputError(
-            f"{name}.nms={nms and dict(nms)}: the export supports type='nms' with iou_threshold, and class_agnostic if it "
-            'is wanted'
+            f"{name}.nms={nms and dict(nms)}: the export supports type='nms' with iou_threshold and, if wanted, "
+            'class_agnostic'
         )

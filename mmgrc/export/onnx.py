@@ -48,11 +48,15 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
         path: File to write.
 
     Raises:
-        InputError: A part of the detector cannot be exported, or a library is missing.
+        InputError: A part of the detector cannot be exported, a library is missing, or the path is a folder.
         OSError: The file cannot be written. An earlier file of that name is intact.
     """
     check_libraries()
     check_supported(model)
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f'{path} is a folder: give the name of the file to write, such as {path / "detector.onnx"}')
+    path.parent.mkdir(parents=True, exist_ok=True)
     exportable = make_exportable(model)
     # It logs the operators of torchvision that are missing. None is needed.
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)

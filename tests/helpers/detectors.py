@@ -16,7 +16,6 @@ SWIN = {
     'model.backbone.num_heads': [1, 2, 4, 8],
     'model.neck.in_channels': [16, 32, 64],
 }
-# Both of one depth and width, and with few candidates.
 NARROW = {'shapes/mask_rcnn_grc_pvt.py': PVT, 'shapes/retinanet_grc_swin.py': SWIN}
 FASTER_RCNN = {
     'model.type': 'FasterRCNN',
@@ -33,15 +32,12 @@ def build_detector(name, options=None):
     if hasattr(model.backbone, 'grc_layers'):
         for layer in model.backbone.grc_layers().values():
             nn.init.normal_(layer.cache)
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(module.weight)
-    heads = [head for head in (getattr(model, 'bbox_head', None), getattr(model, 'rpn_head', None)) if head is not None]
-    for layer in (layer for head in heads for layer in (getattr(head, 'retina_reg', None), getattr(head, 'rpn_reg', None))):
-        if layer is not None:
-            nn.init.normal_(layer.weight, std=0.02)
-    if hasattr(model, 'roi_head'):
-        nn.init.normal_(model.roi_head.bbox_head.fc_reg.weight, std=0.2)
+        if name.endswith(('retina_reg', 'rpn_reg', 'fc_reg')):
+            # Boxes near their anchors and proposals.
+            nn.init.normal_(module.weight, std=0.2 if name.endswith('fc_reg') else 0.02)
     model.cfg = config
     model.dataset_meta = dict(config.metainfo)
     return model.eval()

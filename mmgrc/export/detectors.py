@@ -98,7 +98,7 @@ class TwoStage(nn.Module):
         # Only what is there goes through the head. It then returns to its place.
         there = _present(scores)
         rois = _rois(there // number, proposals.flatten(0, 1)[there])
-        logits, deltas_there = head(_extract(roi_head.bbox_roi_extractor, maps, rois))
+        logits, deltas_there = (out[1:] for out in head(_extract(roi_head.bbox_roi_extractor, maps, rois)))
         scores = proposals.new_full((batch * number, classes), ABSENT)
         scores[there] = logits.softmax(1)[:, :-1]
         # One box for all classes, or one for each.
@@ -116,7 +116,7 @@ class TwoStage(nn.Module):
     def _masks(self, maps: Sequence[Tensor], rois: Tensor, labels: Tensor) -> Tensor:
         """The probabilities (N, h, w) of the masks of regions (N, 5) with labels (N,)."""
         roi_head = self.model.roi_head
-        masks = roi_head.mask_head(_extract(roi_head.mask_roi_extractor, maps, rois)).sigmoid()
+        masks = roi_head.mask_head(_extract(roi_head.mask_roi_extractor, maps, rois))[1:].sigmoid()
         if roi_head.mask_head.class_agnostic:
             return masks[:, 0]
         return masks.gather(1, labels[:, None, None, None].expand(-1, 1, *masks.shape[2:]))[:, 0]
@@ -231,7 +231,13 @@ def _rois(image: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _extract(extractor: nn.Module, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
-    """RoIAlign of each region on the level that fits its size, as ``SingleRoIExtractor`` does."""
+    """RoIAlign of each region on the level that fits its size, as ``SingleRoIExtractor`` does.
+
+    Returns:
+        The features (1 + N, C, h, w) of regions (N, 5), after those of an empty region. So a head always has an input:
+        onnxruntime's reshapes of a group norm reject an empty one.
+    """
+    rois = F.pad(rois, (0, 0, 1, 0))
     layers = extractor.roi_layers
     levels = extractor.map_roi_levels(rois, len(layers))
     out = rois.new_zeros(rois.shape[0], extractor.out_channels, *layers[0].output_size)

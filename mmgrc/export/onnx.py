@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -58,10 +61,8 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
         raise InputError(f'{path} is a folder: give the name of the file to write, such as {path / "detector.onnx"}')
     path.parent.mkdir(parents=True, exist_ok=True)
     exportable = make_exportable(model)
-    # It logs the operators of torchvision that are missing. None is needed.
-    logging.getLogger('torch.onnx').setLevel(logging.ERROR)
     # With gradients enabled, PyTorch traces another kernel for Swin's attention than the one it lowers to ONNX.
-    with torch.no_grad():
+    with torch.no_grad(), _silence_exporter():
         program = torch.onnx.export(
             _trace(exportable),
             dynamo=True,
@@ -72,6 +73,20 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
         )
     program.model.metadata_props.update(_metadata(model))
     write_atomically(path, program.model_proto.SerializeToString())
+
+
+@contextlib.contextmanager
+def _silence_exporter() -> Iterator[None]:
+    """Silence what PyTorch's exporter says about itself and about torchvision's operators, of which none is needed."""
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message=r'`isinstance\(treespec', category=FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _trace(exportable: OneStage | TwoStage) -> ExportedProgram:

@@ -51,7 +51,8 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
         path: File to write.
 
     Raises:
-        InputError: A part of the detector cannot be exported, a library is missing, or the path is a folder.
+        InputError: A part of the detector cannot be exported, a library is missing, there can be no such file, or the
+            config has no test pipeline.
         OSError: The file cannot be written. An earlier file of that name is intact.
     """
     check_libraries()
@@ -59,8 +60,11 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise InputError(f'{path} is a folder: give the name of the file to write, such as {path / "detector.onnx"}')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    exportable = make_exportable(model)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'{path} cannot be written, since there can be no folder {path.parent}: {error}') from error
+    metadata, exportable = _metadata(model), make_exportable(model)
     # With gradients enabled, PyTorch traces another kernel for Swin's attention than the one it lowers to ONNX.
     with torch.no_grad(), _silence_exporter():
         program = torch.onnx.export(
@@ -71,7 +75,7 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
             output_names=list(exportable.outputs),
             custom_translation_table=onnx_translations(),
         )
-    program.model.metadata_props.update(_metadata(model))
+    program.model.metadata_props.update(metadata)
     write_atomically(path, program.model_proto.SerializeToString())
 
 
@@ -115,7 +119,13 @@ def _trace(exportable: OneStage | TwoStage) -> ExportedProgram:
 
 def _metadata(model: nn.Module) -> dict[str, str]:
     """What a program must know to use the file."""
-    steps = [step for step in get_test_pipeline_cfg(model.cfg) if step['type'].split('.')[-1] not in _PLAIN_STEPS]
+    try:
+        pipeline = get_test_pipeline_cfg(model.cfg)
+    except (AttributeError, RuntimeError) as error:
+        raise InputError(
+            'the config has no test_dataloader.dataset.pipeline, which says how images are resized: add it'
+        ) from error
+    steps = [step for step in pipeline if step['type'].split('.')[-1] not in _PLAIN_STEPS]
     content = {
         'mmgrc': __version__,
         'detector': type(model).__name__,

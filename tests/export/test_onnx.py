@@ -89,6 +89,13 @@ def test_missing_library(monkeypatch, tmp_path):
         export_onnx(torch.nn.Identity(), tmp_path / 'detector.onnx')
 
 
+def test_no_test_pipeline(tmp_path):
+    model = build_detector('shapes/retinanet_grc_swin.py')
+    model.cfg.pop('test_dataloader')
+    with pytest.raises(InputError, match=r'no test_dataloader\.dataset\.pipeline'):
+        export_onnx(model, tmp_path / 'detector.onnx')
+
+
 @pytest.mark.slow
 def test_backbone_that_cannot_be_traced(tmp_path):
     """Stock Swin computes with NumPy what depends on the size."""

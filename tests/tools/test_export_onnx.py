@@ -21,7 +21,7 @@ WITHOUT_TORCH = "import sys; sys.modules.update(torch=None, mmdet=None, mmgrc=No
 @pytest.mark.slow
 def test_the_script_of_the_page_finds_what_mmdetection_finds(run_tool, trained, shapes, tmp_path):
     config, checkpoint = trained / 'mask_rcnn_grc_pvt.py', trained / 'epoch_2.pth'
-    result = run_tool('export_onnx', config, checkpoint, '--out', tmp_path / 'detector.onnx')
+    result = run_tool('export_onnx', config, checkpoint, '--out', tmp_path / 'detector.onnx', timeout=550)
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith(f'{tmp_path}/detector.onnx: MaskRCNN with 3 classes\n')
     assert [path.name for path in tmp_path.iterdir()] == ['detector.onnx']

@@ -1,5 +1,5 @@
 """Read images, and generate data sets."""
 
-from .shapes import CLASSES, write_shapes
+from .shapes import CLASSES, write_shape_classes, write_shapes
 
-__all__ = ['CLASSES', 'write_shapes']
+__all__ = ['CLASSES', 'write_shape_classes', 'write_shapes']

@@ -1,4 +1,4 @@
-"""Generate a data set for instance segmentation in COCO format: circles, squares and triangles."""
+"""Generate data sets of circles, squares and triangles: for instance segmentation in COCO format, or for classification."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from pycocotools import mask as coco_mask
 from .hard_shapes import HardShapes
 from .outlines import CLASSES, draw_outline
 
-__all__ = ['CLASSES', 'write_shapes']
+__all__ = ['CLASSES', 'write_shape_classes', 'write_shapes']
 
 MIN_SIZE = 32
 """Smallest width and height of an image."""
 _MAX_OBJECTS = 4
+_CLASSIFICATION = 3
+"""Added to the split in the seed of an image, so that no image of one data set is in the other."""
 _MIN_VISIBLE = 0.7
 """A shape is placed only if each shape below it keeps this fraction of its area visible."""
 _MIN_CONTRAST = 70
@@ -57,12 +59,7 @@ def write_shapes(
     Raises:
         ValueError: A number is too small.
     """
-    if images < 1 or val < 1:
-        raise ValueError(f'images={images}, val={val}: give at least 1 of each')
-    if min(size) < MIN_SIZE:
-        raise ValueError(f'size={tuple(size)}: width and height must be at least {MIN_SIZE} pixels')
-    if seed < 0:
-        raise ValueError(f'seed={seed}: give a whole number from 0 up')
+    _check_arguments(images, val, size, seed, least=1)
     draw = HardShapes(seed).draw if hard else _draw_image
     out = Path(out)
     (out / 'annotations').mkdir(parents=True, exist_ok=True)
@@ -74,8 +71,7 @@ def write_shapes(
             rng = np.random.default_rng([seed, split_id, image_id])
             image, shapes = draw(rng, *size)
             name = f'{image_id:06d}.png'
-            if not cv2.imwrite(str(out / split / name), image):
-                raise OSError(f'cannot write {out / split / name}')
+            _write_image(out / split / name, image)
             records.append({'id': image_id, 'file_name': name, 'width': size[0], 'height': size[1]})
             for label, mask in shapes:
                 annotations.append(_annotation(len(annotations) + 1, image_id, label, mask))
@@ -87,6 +83,51 @@ def write_shapes(
         }
         # The annotations are written last: if they exist, the images exist.
         (out / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
+
+
+def write_shape_classes(
+    out: str | Path, images: int = 3000, val: int = 300, size: tuple[int, int] = (64, 64), seed: int = 0
+) -> None:
+    """Write images of single shapes for classification: ``train/CLASS/*.png`` and ``val/CLASS/*.png``.
+
+    The same arguments give the same bytes. All classes are equally frequent, up to one image. Shapes and backgrounds are
+    drawn as in :func:`write_shapes`, but no image is in both data sets.
+
+    Args:
+        out: Folder to write to, created if it is missing.
+        images: Number of training images.
+        val: Number of validation images.
+        size: Width and height of an image, in pixels.
+        seed: Seed of everything random.
+
+    Raises:
+        ValueError: A number is too small.
+    """
+    _check_arguments(images, val, size, seed, least=len(CLASSES))
+    for split_id, (split, count) in enumerate((('train', images), ('val', val))):
+        for name in CLASSES:
+            Path(out, split, name).mkdir(parents=True, exist_ok=True)
+        for image_id in range(1, count + 1):
+            rng = np.random.default_rng([seed, _CLASSIFICATION + split_id, image_id])
+            label = image_id % len(CLASSES)
+            canvas = _draw_background(rng, *size)
+            shape = _random_shape(rng, *size, canvas, label)
+            image = _finish(rng, _paint(rng, shape, canvas))
+            _write_image(Path(out, split, CLASSES[label], f'{image_id:06d}.png'), image)
+
+
+def _check_arguments(images: int, val: int, size: tuple[int, int], seed: int, least: int) -> None:
+    if min(images, val) < least:
+        raise ValueError(f'images={images}, val={val}: give at least {least} of each')
+    if min(size) < MIN_SIZE:
+        raise ValueError(f'size={tuple(size)}: width and height must be at least {MIN_SIZE} pixels')
+    if seed < 0:
+        raise ValueError(f'seed={seed}: give a whole number from 0 up')
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    if not cv2.imwrite(str(path), image):
+        raise OSError(f'cannot write {path}')
 
 
 def _annotation(annotation_id: int, image_id: int, label: int, mask: np.ndarray) -> dict:
@@ -116,12 +157,21 @@ def _draw_image(rng: np.random.Generator, width: int, height: int) -> tuple[np.n
             continue
         shapes.append(shape)
         visible = [*remaining, shape.mask]
-        shade = rng.normal(0, 6, (height, width, 1))
-        canvas = np.where(shape.mask[..., None], shape.colour + shade, canvas)
+        canvas = _paint(rng, shape, canvas)
         if len(shapes) == wanted:
             break
-    image = np.clip(canvas + rng.normal(0, 4, canvas.shape), 0, 255).astype(np.uint8)
-    return image, [(shape.label, mask) for shape, mask in zip(shapes, visible, strict=True)]
+    return _finish(rng, canvas), [(shape.label, mask) for shape, mask in zip(shapes, visible, strict=True)]
+
+
+def _paint(rng: np.random.Generator, shape: _Shape, canvas: np.ndarray) -> np.ndarray:
+    """Return the canvas (H, W, 3) with the shape on it, in a slightly uneven colour."""
+    shade = rng.normal(0, 6, (*canvas.shape[:2], 1))
+    return np.where(shape.mask[..., None], shape.colour + shade, canvas)
+
+
+def _finish(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
+    """Return the canvas as an image (H, W, 3), uint8, with noise."""
+    return np.clip(canvas + rng.normal(0, 4, canvas.shape), 0, 255).astype(np.uint8)
 
 
 def _draw_background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
@@ -137,9 +187,11 @@ def _draw_background(rng: np.random.Generator, width: int, height: int) -> np.nd
     return canvas
 
 
-def _random_shape(rng: np.random.Generator, width: int, height: int, canvas: np.ndarray) -> _Shape:
+def _random_shape(
+    rng: np.random.Generator, width: int, height: int, canvas: np.ndarray, label: int | None = None
+) -> _Shape:
     """Return a shape that is at least half inside the image. Its colour differs from what it covers."""
-    label = int(rng.integers(len(CLASSES)))
+    label = int(rng.integers(len(CLASSES))) if label is None else label
     # Small shapes are more frequent than large ones, as in real images.
     radius = min(width, height) * float(np.exp(rng.uniform(np.log(0.14), np.log(0.34))))
     x, y = rng.uniform([radius / 2, radius / 2], [width - radius / 2, height - radius / 2])

@@ -121,8 +121,12 @@ def check_stack() -> None:
             problems.append(f'{problem}. Type: {need.remedy}')
     if not problems:
         from .mmcv_ops import provide_ops
+        from .torchvision_ops import provide_torchvision
 
         provide_ops()
+        if find_spec('mmpretrain') is not None:
+            # MMDetection imports it, and it imports torchvision.
+            provide_torchvision()
         try:
             import mmcv.ops  # noqa: F401
         except ImportError as error:

@@ -103,7 +103,7 @@ def test_image_that_fails_in_the_pipeline_is_named(copy, tmp_path, workers):
     assert run.end() == 1
     (message,) = [line for line in run.output.splitlines() if line.startswith('train: ')]
     assert message.startswith(f'train: the image {image} cannot be used: ')
-    assert message.endswith('. Replace the image, or remove it from the annotations.')
+    assert message.endswith('. Replace the image, or remove it from the data set.')
     assert 'Traceback' not in run.output
 
 

@@ -2,6 +2,7 @@
 
 from .datasets import CocoFiles, check_datasets, read_datasets
 from .evaluators import check_evaluator
+from .image_folders import check_image_folders, read_image_folders
 from .models import (
     check_checkpoint,
     check_optimizer,
@@ -16,10 +17,12 @@ __all__ = [
     'check_checkpoint',
     'check_datasets',
     'check_evaluator',
+    'check_image_folders',
     'check_optimizer',
     'check_parts',
     'check_resume',
     'check_weights',
     'check_work_dir',
     'read_datasets',
+    'read_image_folders',
 ]

@@ -29,6 +29,8 @@ from .coco_file import index_coco, label_problems, read_coco_file, require_masks
 
 __all__ = [
     'CocoFiles',
+    'build_loader',
+    'call',
     'check_datasets',
     'dataset_configs',
     'head_classes',
@@ -185,7 +187,7 @@ def read_datasets(config: Config, loaders: Sequence[str], files: CocoFiles) -> d
         for warning in sets.warnings:
             print_log(warning, logger='current', level=logging.WARNING)
         _require_objects(datasets[loader], sets)
-        _build_loader(config[loader], datasets[loader], loader)
+        build_loader(config[loader], datasets[loader], loader)
     return datasets
 
 
@@ -198,13 +200,18 @@ def _build_dataset(config: dict, whole: Config, sets: _Sets) -> Dataset | None:
     inner = [_build_dataset(entry, whole, sets) for entry in entries]
     if None in inner:
         return None
-    return _call(
+    return call(
         lambda: DATASETS.build({**config, wrapped: inner[0] if wrapped == 'dataset' else inner}),
         f'the data set of {sets.loader} cannot be built',
     )
 
 
-def _call(function: Callable[[], _T], message: str) -> _T:
+def call(function: Callable[[], _T], message: str) -> _T:
+    """Call third-party code.
+
+    Raises:
+        InputError: It raised an error, which follows the message.
+    """
     try:
         return function()
     except Exception as error:
@@ -217,7 +224,7 @@ def _read_coco(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
     kind = registered_class(config, DATASETS)
     if kind is None or not _reads_plain_coco(kind):
         return None
-    dataset = _call(
+    dataset = call(
         lambda: DATASETS.build({**config, 'lazy_init': True}), f'the data set of {sets.loader} cannot be built'
     )
     if not dataset.ann_file or not is_local(dataset.ann_file, dataset.backend_args):
@@ -234,10 +241,10 @@ def _read_coco(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
             raise InputError(str(error)) from error
     # MMDetection's own reader, on the file that has been read already.
     dataset.COCOAPI = lambda _: coco
-    found = _call(dataset.load_data_list, f'MMDetection cannot read {path}, of {sets.loader}')
+    found = call(dataset.load_data_list, f'MMDetection cannot read {path}, of {sets.loader}')
     dataset.load_data_list = lambda: found
     dataset.serialize_data = False
-    _call(dataset.full_init, f'MMDetection cannot read {path}, of {sets.loader}')
+    call(dataset.full_init, f'MMDetection cannot read {path}, of {sets.loader}')
     problems += _left_out(dataset, found, coco, classes, masks)
     problems += _check_images(dataset, found, path)
     if problems:
@@ -407,8 +414,17 @@ def _require_objects(dataset: Dataset | None, sets: _Sets) -> None:
     )
 
 
-def _build_loader(config: dict, dataset: Dataset | None, loader: str) -> None:
-    """Build a loader as the run will, without starting it."""
+def build_loader(config: dict, dataset: Dataset | None, loader: str) -> None:
+    """Build a loader as the run will, without starting it.
+
+    Args:
+        config: Its entry in the config.
+        dataset: Its data set, already read. None if it has a custom reader.
+        loader: Its name in the config.
+
+    Raises:
+        InputError: It cannot be built.
+    """
     if config.get('persistent_workers') and not config.get('num_workers'):
         raise InputError(
             f'{loader}: num_workers={config.get("num_workers", 0)} with persistent_workers=True cannot work. Add to '
@@ -423,7 +439,7 @@ def _build_loader(config: dict, dataset: Dataset | None, loader: str) -> None:
         dataset.__deepcopy__ = lambda _: dataset
         config['dataset'] = dataset
     try:
-        _call(lambda: Runner.build_dataloader(config, seed=0), f'{loader} cannot be built')
+        call(lambda: Runner.build_dataloader(config, seed=0), f'{loader} cannot be built')
     finally:
         # Otherwise it would be a reference cycle, and stay in memory.
         vars(config['dataset']).pop('__deepcopy__', None)

@@ -11,12 +11,12 @@ from urllib.parse import urlparse
 
 import torch
 from mmdet.datasets import CocoDataset
-from mmdet.registry import DATASETS, HOOKS, LOOPS, PARAM_SCHEDULERS
+from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import OPTIMIZERS, Registry, init_default_scope
+from mmengine.registry import HOOKS, LOOPS, OPTIMIZERS, PARAM_SCHEDULERS, Registry, init_default_scope
 from torch import nn
 
 from mmgrc.engine.ranks import is_first_of_machine
@@ -198,10 +198,13 @@ def check_parts(config: Config) -> None:
     schedulers = config.get('param_scheduler') or []
     schedulers = schedulers if isinstance(schedulers, list | tuple) else [schedulers]
     parts = {f'param_scheduler.{number}': scheduler for number, scheduler in enumerate(schedulers)}
-    _check_arguments(hooks, HOOKS)
-    _check_arguments(parts, PARAM_SCHEDULERS)
+    entries = [(hooks, HOOKS), (parts, PARAM_SCHEDULERS)]
     if 'type' in (config.get('train_cfg') or {}):
-        _check_arguments({'train_cfg': config.train_cfg}, LOOPS)
+        entries.append(({'train_cfg': config.train_cfg}, LOOPS))
+    for named, root in entries:
+        # That of the default scope's package.
+        with root.switch_scope_and_registry(None) as registry:
+            _check_arguments(named, registry)
 
 
 def _check_arguments(parts: Mapping[str, object], registry: Registry) -> None:

@@ -1,0 +1,3 @@
+_base_ = 'grc_pvtv2_b3.py'
+
+model = dict(backbone=dict(num_layers=[3, 8, 27, 3]))

@@ -1,0 +1,79 @@
+"""Run mmpretrain's own ``train.py`` and ``test.py`` after our checks."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from mmengine.config import Config
+
+from mmgrc.env.pretraining import PretrainingError, check_pretraining
+
+from .error import InputError
+from .preflight import CocoFiles, check_checkpoint, check_evaluator, check_image_folders, read_image_folders
+from .tool import Tool, check_training, run_tool
+
+__all__ = ['main']
+
+_FILES = {'pretrain': 'train', 'pretrain_test': 'test'}
+_LOADERS = {'pretrain': ('train_dataloader', 'val_dataloader'), 'pretrain_test': ('test_dataloader',)}
+_EVALUATED = {'pretrain': 'val', 'pretrain_test': 'test'}
+_METRICS_FORMATS = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
+
+
+def _require_classifier(config: Config, tool: str) -> None:
+    if config.get('default_scope') != 'mmpretrain':
+        raise InputError(
+            f'{config.filename} is not a config of mmpretrain (default_scope={config.get("default_scope")!r}). A '
+            f"detector's is for: python tools/{tool}.py"
+        )
+
+
+def _complete_loaders(args: Namespace, config: Config, name: str) -> None:
+    """Set what mmpretrain's tool will set, so that the loaders are checked as the run builds them."""
+    for loader in _LOADERS[name]:
+        if loader == 'val_dataloader' and args.no_validate:
+            for part in ('dataloader', 'cfg', 'evaluator'):
+                config[f'val_{part}'] = None
+        elif config.get(loader) and name == 'pretrain':
+            config[loader].setdefault('persistent_workers', True)
+            if args.no_persistent_workers:
+                config[loader].persistent_workers = False
+
+
+def _check_train(args: Namespace, config: Config) -> None:
+    _require_classifier(config, 'train')
+    _complete_loaders(args, config, 'pretrain')
+    check_image_folders(config, _LOADERS['pretrain'])
+    check_training(args, config)
+
+
+def _check_test(args: Namespace, config: Config) -> None:
+    _require_classifier(config, 'test')
+    check_image_folders(config, _LOADERS['pretrain_test'])
+    if args.out_item is not None and args.out is None:
+        raise InputError(f'--out-item {args.out_item}: name the file to write with --out')
+    allowed = _METRICS_FORMATS if args.out_item == 'metrics' else ('.pkl', '.pickle')
+    if args.out is not None and not args.out.endswith(allowed):
+        raise InputError(f'--out {args.out}: name it {" or ".join(allowed)}')
+    check_checkpoint(config, args.checkpoint)
+
+
+_CHECKS = {'pretrain': _check_train, 'pretrain_test': _check_test}
+
+
+def main(name: str) -> str | None:
+    """Run mmpretrain's tool on this process's command line, see :func:`~mmgrc.runs.tool.run_tool`.
+
+    Args:
+        name: ``'pretrain'`` or ``'pretrain_test'``.
+    """
+    try:
+        check_pretraining()
+    except PretrainingError as error:
+        return f'{name}: {error}'
+
+    def check_data(config: Config) -> None:
+        read_image_folders(config, _LOADERS[name])
+        check_evaluator(config, _EVALUATED[name], None, CocoFiles())
+
+    return run_tool(Tool(name, 'mmpretrain', 'mmpretrain==1.2.0', _FILES[name], _CHECKS[name], check_data))

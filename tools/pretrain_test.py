@@ -1,0 +1,8 @@
+"""Evaluate a pre-trained classifier: mmpretrain's own test.py with all its options, after a validation of the inputs."""
+
+import sys
+
+from mmgrc.runs.mmpretrain_tools import main
+
+if __name__ == '__main__':
+    sys.exit(main('pretrain_test'))

@@ -1,8 +1,12 @@
-"""Convert a PVT checkpoint (original PVT, MMDetection, or the published GRC code) to the keys of the GRC backbones.
+"""Convert a checkpoint to the keys of the GRC backbones.
 
-Use the result as `model.backbone.init_cfg.checkpoint`. With --resize-caches, resize the caches of a detector's
-checkpoint to other `grc.cache_sizes` instead. With --replace-caches, replace their content, to see what it is worth.
-Use these results for testing, or as `load_from`.
+It is a PVT (original PVT, MMDetection, or the published GRC code), or with --config any backbone, such as that of a
+classifier that tools/pretrain.py trained. Position tables and caches then get the sizes of that detector's backbone. Use
+the result as `model.backbone.init_cfg.checkpoint`. A detector's caches start empty unless
+`model.backbone.grc.keep_caches=True`.
+
+With --resize-caches, resize the caches of a detector's checkpoint to other `grc.cache_sizes` instead. With
+--replace-caches, replace their content, to see what it is worth. Use these results for testing, or as `load_from`.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import sys
 
 import torch
 
+from mmgrc.models.backbones import CachedBackbone
 from mmgrc.models.convert import convert_checkpoint, replace_caches, resize_caches
 from mmgrc.runs.checkpoint import read_checkpoint
 from mmgrc.runs.config import build_model, load_config
@@ -23,6 +28,7 @@ def main() -> str | None:
     parser.add_argument('src', metavar='SRC', help='checkpoint to read')
     parser.add_argument('dst', metavar='DST', help='checkpoint to write')
     caches = parser.add_mutually_exclusive_group()
+    caches.add_argument('--config', metavar='CONFIG', help='config of the detector that the backbone is for')
     caches.add_argument(
         '--resize-caches',
         nargs=2,
@@ -44,10 +50,17 @@ def main() -> str | None:
 
 
 def _convert(args: argparse.Namespace, checkpoint: dict) -> None:
-    state, report = convert_checkpoint(checkpoint)
+    backbone = None
+    if args.config:
+        backbone = build_model(load_config(args.config)).backbone
+        if not isinstance(backbone, CachedBackbone):
+            raise ValueError(f'the backbone of {args.config} is a {type(backbone).__name__}, not one of mmgrc')
+    state, report = convert_checkpoint(checkpoint, backbone)
     torch.save({'meta': {'source': args.src}, 'state_dict': state}, args.dst)
     print(f'{args.dst}: {report}')
-    for name in ('missing', 'unused'):
+    if caches := sum(key.endswith('.grc.cache') for key in state):
+        print(f'  It has {caches} caches. A detector starts with empty ones unless grc.keep_caches=True.')
+    for name in ('missing', 'unused', 'resized'):
         if keys := getattr(report, name):
             print(f'  {name}: {first_few(keys, 8)}')
 

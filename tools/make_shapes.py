@@ -22,7 +22,9 @@ def main() -> str | None:
         metavar=('W', 'H'),
         help='pixels of an image (default: 160 128; classification: 64 64)',
     )
-    parser.add_argument('--seed', type=int, default=0, metavar='S', help='the same seed gives the same bytes (default: 0)')
+    parser.add_argument(
+        '--seed', type=int, default=0, metavar='S', help='the same seed gives the same bytes (default: 0)'
+    )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(
         '--hard',

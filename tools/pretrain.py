@@ -1,6 +1,4 @@
-"""Pre-train a backbone on images with classes: mmpretrain's own train.py with all its options, after a validation of the
-inputs.
-"""
+"""Pre-train a backbone in a classifier: mmpretrain's own train.py with all its options, after a check of the inputs."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Evaluate a pre-trained classifier: mmpretrain's own test.py with all its options, after a validation of the inputs."""
+"""Evaluate a classifier: mmpretrain's own test.py with all its options, after a check of the inputs."""
 
 import sys
 

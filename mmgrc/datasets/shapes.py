@@ -1,4 +1,4 @@
-"""Generate data sets of circles, squares and triangles: for instance segmentation in COCO format, or for classification."""
+"""Generate data sets of circles, squares and triangles: instance segmentation in COCO format, or classification."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def write_shape_classes(
 ) -> None:
     """Write images of single shapes for classification: ``train/CLASS/*.png`` and ``val/CLASS/*.png``.
 
-    The same arguments give the same bytes. All classes are equally frequent, up to one image. Shapes and backgrounds are
-    drawn as in :func:`write_shapes`, but no image is in both data sets.
+    The same arguments give the same bytes. All classes are equally frequent, up to one image. Shapes and backgrounds
+    are drawn as in :func:`write_shapes`, but no image is in both data sets.
 
     Args:
         out: Folder to write to, created if it is missing.

@@ -46,6 +46,6 @@ def check_pretraining() -> None:
     except Exception as error:
         # Third-party code. It imports further packages where they are installed.
         raise PretrainingError(
-            f'mmpretrain cannot be imported: {type(error).__name__}: {error}. If this comes from transformers, which it '
-            f'uses where that is installed, type: pip install "transformers<5". Otherwise: {INSTALL}'
+            f'mmpretrain cannot be imported: {type(error).__name__}: {error}. If this comes from transformers, which '
+            f'it uses where that is installed, type: pip install "transformers<5". Otherwise: {INSTALL}'
         ) from error

@@ -1,9 +1,9 @@
 """Make torchvision importable where its compiled operators do not fit the installed torch.
 
 mmpretrain imports torchvision for its transforms, and MMDetection imports mmpretrain wherever it is installed. A
-torchvision that was compiled for another build of torch, such as one for CUDA beside a torch for CPUs, cannot be imported:
-it describes operators to torch that were not loaded. So this module declares them, without an implementation. torchvision
-itself then refuses to compute with them, and says why.
+torchvision that was compiled for another build of torch, such as one for CUDA beside a torch for CPUs, cannot be
+imported: it describes operators to torch that were not loaded. So this module declares them, without an implementation.
+torchvision itself then refuses to compute with them, and says why.
 """
 
 from __future__ import annotations

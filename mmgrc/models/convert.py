@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmdet.models.backbones.pvt import pvt_convert
+from mmdet.models.backbones.pvt import AbsolutePositionEmbedding, pvt_convert
 from mmdet.models.backbones.swin import swin_converter
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
@@ -58,12 +58,22 @@ class LoadReport(NamedTuple):
     """Keys of the memory that the checkpoint lacks. Their values are new."""
     unused: list[str]
     """Keys of the checkpoint that are not in the model."""
+    resized: list[str]
+    """Keys of position tables and caches that have another size in the checkpoint."""
+    emptied: list[str]
+    """Keys of caches that are in the checkpoint, but not taken."""
 
     def __str__(self) -> str:
-        return (
+        text = (
             f'{len(self.loaded)} tensors loaded, {len(self.missing)} missing, {len(self.new)} new (the memory), '
             f'{len(self.unused)} of the checkpoint unused'
         )
+        caches = sum(key.endswith('.grc.cache') for key in self.resized)
+        if self.resized:
+            text += f', {len(self.resized)} resized ({len(self.resized) - caches} position tables, {caches} caches)'
+        if self.emptied:
+            text += f'. Its {len(self.emptied)} caches are not taken and start empty (grc.keep_caches=True takes them)'
+        return text
 
 
 def checkpoint_state(checkpoint: Mapping) -> dict[str, Tensor]:
@@ -107,36 +117,83 @@ def convert_pvt(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**pvt_convert(state), **memory}
 
 
-def convert_swin(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert a Swin state dict to MMDetection's keys, and its position tables to the model's sizes.
+def convert_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert a Swin state dict to MMDetection's keys.
 
     Args:
         state: Keys of the original Swin, or of MMDetection.
-        own: The model's state dict, which gives the shapes.
     """
-    if not any(key.startswith('stages.') for key in state):
-        # The masks and the last norm belong to the classifier. MMDetection's converter adds a prefix.
-        kept = {k: v for k, v in state.items() if not k.endswith('attn_mask') and not k.startswith('norm.')}
-        state = {key.removeprefix('backbone.'): value for key, value in swin_converter(kept).items()}
-    out = {}
-    for key, value in state.items():
-        target = own.get(key)
-        if target is not None and value.shape != target.shape:
-            if key.endswith('relative_position_index'):
-                value = target  # a constant of the window size
-            elif key.endswith('relative_position_bias_table') and value.shape[1] == target.shape[1]:
-                value = _resize_grid(value.t()[None], target.shape[0])[0].t()
-            elif key == 'absolute_pos_embed' and value.shape[2] == target.shape[2]:
-                value = _resize_grid(value.transpose(1, 2), target.shape[1]).transpose(1, 2)
-        out[key] = value
-    return out
+    if any(key.startswith('stages.') for key in state):
+        return dict(state)
+    # The masks and the last norm belong to the classifier. MMDetection's converter adds a prefix.
+    kept = {k: v for k, v in state.items() if not k.endswith('attn_mask') and not k.startswith('norm.')}
+    return {key.removeprefix('backbone.'): value for key, value in swin_converter(kept).items()}
 
 
-def _resize_grid(grid: Tensor, length: int) -> Tensor:
-    """Resize a flattened square grid (1, C, n n) to (1, C, length), as Swin resizes its position tables."""
-    side, new_side = math.isqrt(grid.shape[2]), math.isqrt(length)
-    resized = F.interpolate(grid.unflatten(2, (side, side)), size=(new_side, new_side), mode='bicubic')
-    return resized.flatten(2)
+def _fit_sizes(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """Resize the position tables and caches of a state dict to those of a model, in place.
+
+    Position tables are interpolated as PVT and Swin do it. A cell of a cache becomes the mean of the cells that it
+    covers. Tensors with another number of channels are left for the loader to refuse.
+
+    Returns:
+        The keys that were resized.
+
+    Raises:
+        ValueError: The rows and columns of a table or cache of the checkpoint cannot be told from its length.
+    """
+    own, resized = model.state_dict(), []
+    for key, size in _grids(model, own).items():
+        value = state.get(key)
+        if value is None or value.shape == own[key].shape or value.ndim != own[key].ndim:
+            continue
+        bias_table = key.endswith('relative_position_bias_table')
+        tokens = value[None] if bias_table else value
+        if tokens.shape[2] != own[key].shape[-1]:
+            continue
+        grid = tokens.unflatten(1, _old_grid(key, tokens.shape[1], size))
+        if key.endswith('.grc.cache'):
+            old = (grid.shape[1], grid.shape[2])
+            fitted = make_resampling(torch.tensor([old], dtype=grid.dtype), old, old, size)(grid)
+        else:
+            mode = 'bilinear' if key.endswith('.pos_embed') else 'bicubic'
+            fitted = F.interpolate(grid.permute(0, 3, 1, 2), size=size, mode=mode).flatten(2).transpose(1, 2)
+        state[key] = fitted[0] if bias_table else fitted
+        resized.append(key)
+    for key, value in own.items():
+        # A constant of the window's size.
+        if key.endswith('relative_position_index') and key in state:
+            state[key] = value
+    return resized
+
+
+def _grids(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the position tables and caches of a backbone, by key."""
+    grids: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, GRC):
+            grids[f'{name}.cache'] = module.cache_size
+        elif isinstance(module, AbsolutePositionEmbedding):
+            grids[f'{name}.pos_embed'] = module.pos_shape
+    for key, value in own.items():
+        if key.endswith('relative_position_bias_table'):
+            side = math.isqrt(value.shape[0])
+            grids[key] = (side, side)
+    if 'absolute_pos_embed' in own:
+        grids['absolute_pos_embed'] = model.pretrain_grid
+    return grids
+
+
+def _old_grid(key: str, length: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of a grid of ``length`` cells: those of a square, or the proportions of ``size``."""
+    side, scale = math.isqrt(length), math.sqrt(length / (size[0] * size[1]))
+    for rows, cols in ((side, side), (round(size[0] * scale), round(size[1] * scale))):
+        if rows * cols == length:
+            return rows, cols
+    raise ValueError(
+        f'{key}: the checkpoint has {length} cells, which are no square and do not have the proportions of {size[0]} x '
+        f'{size[1]}, as the model has it. Pre-train with square images, or with those of the model'
+    )
 
 
 def match_converted(
@@ -154,7 +211,7 @@ def match_converted(
         with_caches: Whether to take the caches too. Otherwise those of the model do not change.
 
     Returns:
-        The tensors that fit, and a report about the rest.
+        The tensors that fit, with position tables and caches in the model's sizes, and a report about the rest.
 
     Raises:
         ValueError: No tensor of the checkpoint is in the model, or a tensor has another shape there.
@@ -162,14 +219,18 @@ def match_converted(
     state = backbone_state(checkpoint)
     if convert is not None:
         state = convert(state)
+    own = model.state_dict()
+    emptied = [] if with_caches else [key for key in state if key.endswith('.grc.cache') and key in own]
     if not with_caches:
         state = {key: value for key, value in state.items() if not key.endswith('.grc.cache')}
-    own = model.state_dict()
+    resized = _fit_sizes(model, state)
     absent = [key for key in own if key not in state]
     report = LoadReport(
         loaded=[key for key in own if key in state],
         missing=[key for key in absent if '.grc.' not in key],
-        new=[key for key in absent if '.grc.' in key],
+        new=[key for key in absent if '.grc.' in key and key not in emptied],
+        resized=resized,
+        emptied=emptied,
         unused=[key for key in state if key not in own],
     )
     if not report.loaded:
@@ -203,7 +264,7 @@ def load_converted(
     # An unused block belongs to a deeper model. Other unused tensors, such as a classifier's head, are expected.
     blocks = [key for key in report.unused if key.startswith(('layers.', 'stages.'))]
     deeper = f' Unused blocks, such as {blocks[0]}: are these the weights of a larger model?' if blocks else ''
-    level = logging.WARNING if report.missing or blocks else logging.INFO
+    level = logging.WARNING if report.missing or report.emptied or report.resized or blocks else logging.INFO
     print_log(f'{type(model).__name__}: {report}{"." if deeper else ""}{deeper}', logger='current', level=level)
     return report
 
@@ -306,28 +367,35 @@ def pvt_config(state: Mapping[str, Tensor]) -> dict:
     }
     if 'layers.0.2.weight' in state:
         config['type'] += 'V2'
+    if (table := state.get('layers.0.1.0.pos_embed')) is not None:
+        # The first stage has patches of 4 x 4 pixels.
+        config['pretrain_img_size'] = 4 * math.isqrt(table.shape[1])
     if (cache := state.get(f'{first[0]}attn.grc.cache')) is not None:
         lengths = [state[f'{p}attn.grc.cache'].shape[1] for p in first]
         config['grc'] = {'cache_ratio': cache.shape[2] / dims[0], 'cache_sizes': [math.isqrt(n) for n in lengths]}
     return config
 
 
-def convert_checkpoint(checkpoint: Mapping) -> tuple[dict[str, Tensor], LoadReport]:
-    """Convert a PVT checkpoint of any known kind and load it into its backbone as a check.
+def convert_checkpoint(checkpoint: Mapping, model: nn.Module | None = None) -> tuple[dict[str, Tensor], LoadReport]:
+    """Convert the checkpoint of a backbone, a classifier or a detector, and load it into a backbone as a check.
 
     Args:
         checkpoint: See :func:`checkpoint_state`.
+        model: The backbone that it is for, which gives the sizes of position tables and caches. None: the checkpoint is
+            a PVT of any known kind, and its tables and caches keep their sizes.
 
     Returns:
-        The tensors that fit the backbone, under its keys, and a report about the rest.
+        The tensors that fit the backbone, under its keys, with their caches, and a report about the rest.
 
     Raises:
-        ValueError: It is not a PVT, or a tensor does not have the shape that its backbone needs.
+        ValueError: There is no ``model`` and it is not a PVT, or a tensor does not have the shape that its backbone
+            needs.
     """
-    model = MODELS.build(pvt_config(convert_pvt(backbone_state(checkpoint))))
-    report = load_converted(model, checkpoint, convert_pvt)
-    state = model.state_dict()
-    return {key: state[key] for key in report.loaded}, report
+    if model is None:
+        model = MODELS.build(pvt_config(convert_pvt(backbone_state(checkpoint))))
+    state, report = match_converted(model, checkpoint, model.convert_state)
+    model.load_state_dict({**model.state_dict(), **state})
+    return state, report
 
 
 def resize_caches(checkpoint: Mapping, old: nn.Module, new: nn.Module) -> tuple[dict[str, Tensor], list[str]]:

@@ -32,6 +32,8 @@ class GRCConfig:
         start: How a new memory starts when stock weights are loaded. ``'random'``: with random weights, which change
             what the stock layer computes. ``'silent'``: the memory changes nothing at first, see
             :func:`~mmgrc.models.convert.start_silently`. Training from scratch is the same with both.
+        keep_caches: Whether the weights of ``init_cfg`` bring their caches, resized to ``cache_sizes``. Otherwise the
+            caches start empty.
     """
 
     stages: tuple[int, ...] = (0, 1, 2, 3)
@@ -44,6 +46,7 @@ class GRCConfig:
     sync: bool = True
     frozen: bool = False
     start: str = 'random'
+    keep_caches: bool = False
 
     @classmethod
     def parse(
@@ -106,7 +109,7 @@ class GRCConfig:
                 'None; above it the mix leaves too little of self-attention'
             )
 
-        for name in ('pos_conv', 'memory', 'sync', 'frozen'):
+        for name in ('pos_conv', 'memory', 'sync', 'frozen', 'keep_caches'):
             if not isinstance(options.get(name, getattr(cls, name)), bool):
                 raise ValueError(f'grc.{name}={options[name]!r}: give True or False')
         if not options.get('memory', True) and not options.get('pos_conv', True):
@@ -125,6 +128,7 @@ class GRCConfig:
             sync=options.get('sync', cls.sync),
             frozen=options.get('frozen', cls.frozen),
             start=start,
+            keep_caches=options.get('keep_caches', cls.keep_caches),
         )
 
     @property

@@ -18,7 +18,9 @@ _EVALUATED = {'train': 'val', 'test': 'test'}
 
 def _require_detector(config: Config, tool: str) -> None:
     if config.get('default_scope') == 'mmpretrain':
-        raise InputError(f'{config.filename} is a config of mmpretrain, not of a detector. Type: python tools/{tool}.py')
+        raise InputError(
+            f'{config.filename} is a config of mmpretrain, not of a detector. Type: python tools/{tool}.py'
+        )
 
 
 def _check_train(args: Namespace, config: Config) -> None:

@@ -61,7 +61,7 @@ class CachedBackbone(nn.Module):
     def init_weights(self) -> None:
         """Initialise from scratch, or from the checkpoint of ``init_cfg``, see :meth:`convert_state`.
 
-        In both cases the caches start empty.
+        The caches start empty, unless ``grc.keep_caches`` takes those of the checkpoint.
 
         Raises:
             ValueError: No tensor of the checkpoint fits.
@@ -72,7 +72,8 @@ class CachedBackbone(nn.Module):
                 layer.reset_parameters()
         else:
             weights = CheckpointLoader.load_checkpoint(self.init_cfg['checkpoint'], map_location='cpu')
-            load_converted(self, weights, self.convert_state if self.convert_weights else None, with_caches=False)
+            convert = self.convert_state if self.convert_weights else None
+            load_converted(self, weights, convert, with_caches=self.grc.keep_caches)
 
     def match_weights(self, checkpoint: Mapping) -> LoadReport:
         """Report what :meth:`init_weights` would load from a checkpoint, without loading it.
@@ -81,10 +82,10 @@ class CachedBackbone(nn.Module):
             ValueError: No tensor fits, or a tensor has another shape.
         """
         convert = self.convert_state if self.convert_weights else None
-        return match_converted(self, checkpoint, convert, with_caches=False)[1]
+        return match_converted(self, checkpoint, convert, with_caches=self.grc.keep_caches)[1]
 
     def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert the state dict of other code to the keys and shapes of this backbone."""
+        """Convert the state dict of other code to the keys of this backbone."""
         raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:

@@ -79,8 +79,8 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
         return self
 
     def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert the state dict of the original Swin or of MMDetection to our keys and sizes of position tables."""
-        return convert_swin(state, self.state_dict())
+        """Convert the state dict of the original Swin or of MMDetection to our keys."""
+        return convert_swin(state)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps. In training mode, store the new caches at the end.

@@ -21,7 +21,7 @@ from .datasets import build_loader, call, dataset_configs, is_local
 __all__ = ['check_image_folders', 'read_image_folders']
 
 _ARCHIVES = ('.tar', '.tar.gz', '.tgz', '.zip')
-# This many images of a data set are decoded, evenly spaced. That finds systematic faults, and takes seconds for ImageNet.
+# This many images of a data set are decoded, evenly spaced. That finds systematic faults, and takes seconds.
 _DECODED = 500
 # A class with a smaller share of the median class's images is reported.
 _SMALL_CLASS = 0.1
@@ -51,8 +51,9 @@ def check_image_folders(config: Config, loaders: Sequence[str]) -> None:
     for (first, names), (second, others) in zip(list(classes.items())[:-1], list(classes.items())[1:], strict=True):
         if differing := sorted(set(names) ^ set(others)):
             raise InputError(
-                f'{first} and {second} have different class folders: {first_few(differing, 3)} is in one of them alone. '
-                'mmpretrain numbers the folders in the order of their names, so a label would mean another class in each'
+                f'{first} and {second} have different class folders: {first_few(differing, 3)} is in one of them '
+                'alone. mmpretrain numbers folders in the order of their names, so a label would mean another class in '
+                'each'
             )
 
 
@@ -82,7 +83,9 @@ def _missing(path: Path, loader: str) -> str:
             'IMAGENET_ROOT=/path/to/imagenet python tools/pretrain.py ... '
             f'(or --cfg-options {loader}.dataset.data_root=...). `make demo-pretrain` needs no data set.'
         )
-    return f'the data set of {loader} cannot be found: {path} {"is empty" if path.exists() else "is not there"}. {remedy}'
+    return (
+        f'the data set of {loader} cannot be found: {path} {"is empty" if path.exists() else "is not there"}. {remedy}'
+    )
 
 
 def _class_folders(root: Path, loader: str) -> list[str]:
@@ -94,14 +97,15 @@ def _class_folders(root: Path, loader: str) -> list[str]:
     files = sorted(entry.name for entry in entries if entry.is_file())
     if archives := [name for name in files if name.endswith(_ARCHIVES)]:
         raise InputError(
-            f'{root}, of {loader}, has {len(archives)} archives beside {len(folders)} folders ({first_few(archives, 3)}): '
-            'it is not completely unpacked. Unpack each into a folder of its name, and remove it. For ImageNet: '
-            f'cd {root} && for f in *.tar; do mkdir -p "${{f%.tar}}" && tar -xf "$f" -C "${{f%.tar}}" && rm "$f"; done'
+            f'{root}, of {loader}, has {len(archives)} archives beside {len(folders)} folders '
+            f'({first_few(archives, 3)}): it is not completely unpacked. Unpack each into a folder of its name, and '
+            f'remove it. For ImageNet: cd {root} && '
+            'for f in *.tar; do mkdir -p "${f%.tar}" && tar -xf "$f" -C "${f%.tar}" && rm "$f"; done'
         )
     if not folders:
         raise InputError(
-            f'{root}, of {loader}, has {len(files)} files ({first_few(files, 3)}) and no folder for each class. Sort them '
-            f"into folders, as ImageNet's usual script valprep.sh does, or list their labels in {root.parent}/meta/"
+            f'{root}, of {loader}, has {len(files)} files ({first_few(files, 3)}) and no folder for each class. Sort '
+            f"them into folders, as ImageNet's usual script valprep.sh does, or list their labels in {root.parent}/meta/"
             f'{root.name}.txt'
         )
     return folders
@@ -117,10 +121,10 @@ def _compare_with_model(config: Config, count: int, where: str) -> None:
     }
     if wrong := {name: value for name, value in numbers.items() if value not in (None, count)}:
         options = ' '.join(f'{name}={count}' for name in wrong)
+        stated = ', '.join(f'{name}={value}' for name, value in wrong.items())
         raise InputError(
-            f'{where} has {count} class folders, but {", ".join(f"{name}={value}" for name, value in wrong.items())}. Is '
-            f'it completely unpacked? For a data set of {count} classes: --cfg-options {options}, and '
-            'type=CustomDataset for each dataset'
+            f'{where} has {count} class folders, but {stated}. Is it completely unpacked? For a data set of {count} '
+            f'classes: --cfg-options {options}, and type=CustomDataset for each dataset'
         )
 
 
@@ -165,8 +169,8 @@ def _check_labels(dataset: BaseDataset, loader: str) -> None:
     median = float(np.median(counts))
     if few := [f'{name} ({n})' for name, n in zip(folders, counts, strict=True) if n < _SMALL_CLASS * median]:
         print_log(
-            f'{dataset.img_prefix}, of {loader}: {len(few)} classes have fewer than a tenth of the images of the median '
-            f'class ({median:g}): {first_few(few)}. Is it completely unpacked?',
+            f'{dataset.img_prefix}, of {loader}: {len(few)} classes have fewer than a tenth of the images of the '
+            f'median class ({median:g}): {first_few(few)}. Is it completely unpacked?',
             logger='current',
             level=logging.WARNING,
         )

@@ -1,8 +1,8 @@
 """Convert a checkpoint to the keys of the GRC backbones.
 
 It is a PVT (original PVT, MMDetection, or the published GRC code), or with --config any backbone, such as that of a
-classifier that tools/pretrain.py trained. Position tables and caches then get the sizes of that detector's backbone. Use
-the result as `model.backbone.init_cfg.checkpoint`. A detector's caches start empty unless
+classifier from tools/pretrain.py. Position tables and caches then get the sizes of that detector's backbone. Use the
+result as `model.backbone.init_cfg.checkpoint`. A detector's caches start empty unless
 `model.backbone.grc.keep_caches=True`.
 
 With --resize-caches, resize the caches of a detector's checkpoint to other `grc.cache_sizes` instead. With

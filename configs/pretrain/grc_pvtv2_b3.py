@@ -1,4 +1,4 @@
 _base_ = 'grc_pvtv2_b2.py'
 
 model = dict(backbone=dict(num_layers=[3, 4, 18, 3], drop_path_rate=0.3))
-optim_wrapper = dict(clip_grad=dict(max_norm=1.0))
+optim_wrapper = dict(clip_grad=dict(_delete_=True, max_norm=1.0))

@@ -11,5 +11,7 @@ model = dict(
         depths=[2, 2, 6, 2],
         drop_path_rate=0.2,
         out_indices=(3, ),
+        # As the original Swin: the map of the last stage, 7 x 7 tokens, is one window. MMDetection's class masks parts of it.
+        shift_single_window=False,
         grc=dict(stages=(0, 1, 2, 3), cache_ratio=0.5)),
     head=dict(in_channels=768))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from collections.abc import Mapping
 
-import mmdet.registry
 from mmengine.registry import Registry
 
 __all__ = ['ANYWHERE', 'BUILDER_ARGUMENTS', 'class_arguments', 'find_class', 'registered_class']
@@ -22,11 +22,16 @@ BUILDER_ARGUMENTS = {
 """Keys that MMEngine's builders remove from an entry before they create its class."""
 
 
-def class_arguments(config: Mapping) -> set[str] | None:
-    """The keys that a dictionary with a ``type`` may have. None if they cannot be determined."""
+def class_arguments(config: Mapping, scope: str | None = None) -> set[str] | None:
+    """The keys that a dictionary with a ``type`` may have. None if they cannot be determined.
+
+    Args:
+        config: The dictionary.
+        scope: See :func:`find_class`.
+    """
     kind = config.get('type')
     if isinstance(kind, str):
-        kind = find_class(kind.rsplit('.', 1)[-1])
+        kind = find_class(kind.rsplit('.', 1)[-1], scope)
     if not isinstance(kind, type):
         return None
     names = set(ANYWHERE)
@@ -42,9 +47,15 @@ def class_arguments(config: Mapping) -> set[str] | None:
 
 
 @functools.cache
-def find_class(name: str) -> type | None:
-    """The class of that name in a registry of MMDetection or MMEngine."""
-    for registry in vars(mmdet.registry).values():
+def find_class(name: str, scope: str | None = None) -> type | None:
+    """The class of that name in a registry of a package or of MMEngine.
+
+    Args:
+        name: The class's name in the registry.
+        scope: The ``default_scope`` of the config. Any but mmpretrain's means MMDetection.
+    """
+    package = importlib.import_module(f'{"mmpretrain" if scope == "mmpretrain" else "mmdet"}.registry')
+    for registry in vars(package).values():
         if not isinstance(registry, Registry):
             continue
         registry.import_from_location()

@@ -82,6 +82,7 @@ def _first_new(before: object, config: object, names: list[str]) -> tuple[str, s
         Its position, its name, the allowed names, and whether only those are allowed.
     """
     path: list[str] = []
+    scope = config.get('default_scope') if isinstance(config, Mapping) else None
     for name in names:
         if isinstance(config, list | tuple):
             before = before[int(name)] if isinstance(before, list | tuple) and int(name) < len(before) else None
@@ -90,7 +91,7 @@ def _first_new(before: object, config: object, names: list[str]) -> tuple[str, s
             return None
         else:
             if path and not (isinstance(before, Mapping) and name in before):
-                allowed = _arguments(config, path)
+                allowed = _arguments(config, path, scope)
                 if allowed is not None:
                     return None if name in allowed else ('.'.join([*path, '']), name, allowed - ANYWHERE, True)
                 beside = set(before) if isinstance(before, Mapping) else set()
@@ -101,10 +102,10 @@ def _first_new(before: object, config: object, names: list[str]) -> tuple[str, s
     return None
 
 
-def _arguments(config: Mapping, path: list[str]) -> set[str] | None:
+def _arguments(config: Mapping, path: list[str], scope: str | None) -> set[str] | None:
     """The arguments of an entry's class. None if they cannot be determined."""
     if path[-1].endswith('_dataloader') and len(path) == 1:
         return _LOADER
     default = {'type': 'OptimWrapper'} if path == ['optim_wrapper'] else {}
-    names = class_arguments({**default, **config})
+    names = class_arguments({**default, **config}, scope)
     return names and names | (BUILDER_ARGUMENTS.get(path[0], set()) if len(path) < 3 else set())

@@ -40,6 +40,8 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
         pretrain_img_size: Image size for the position embeddings and the default caches.
         grc: Options of the memory, the fields of :class:`~mmgrc.models.GRCConfig`. None: a memory in each stage. Its
             cache has the stage's grid for ``pretrain_img_size``, pooled by 4 and 2 in the first two stages.
+        shift_single_window: Whether blocks with shifted windows also shift, and mask, a map that is a single window, as
+            MMDetection's class does. The original Swin does not. At 224 pixels this is the map of the last stage.
         kwargs: The other arguments of the stock backbone. With ``frozen_stages`` the caches of the frozen stages
             do not change either.
 
@@ -48,7 +50,14 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
             number of stages.
     """
 
-    def __init__(self, *, pretrain_img_size: int | tuple[int, int] = 224, grc: Mapping | None = None, **kwargs) -> None:
+    def __init__(
+        self,
+        *,
+        pretrain_img_size: int | tuple[int, int] = 224,
+        grc: Mapping | None = None,
+        shift_single_window: bool = True,
+        **kwargs,
+    ) -> None:
         super().__init__(pretrain_img_size=pretrain_img_size, **kwargs)
         image_size = to_2tuple(pretrain_img_size)
         strides = list(accumulate(kwargs.get('strides', (4, 2, 2, 2)), mul))
@@ -66,7 +75,9 @@ class GRCSwinTransformer(CachedBackbone, swin.SwinTransformer):
         self.patch_embed: nn.Module = PatchEmbed(self.patch_embed)
         for number, stage in enumerate(self.stages):
             for index, block in enumerate(stage.blocks):
-                stage.blocks[index] = SwinBlock(block, _make_layer(block.attn.w_msa, options, number))
+                stage.blocks[index] = SwinBlock(
+                    block, _make_layer(block.attn.w_msa, options, number), shift_single_window
+                )
             if stage.downsample and PatchMerging.fits(stage.downsample):
                 stage.downsample = PatchMerging(stage.downsample)
         self.init_caches(options)

@@ -58,14 +58,21 @@ class ShiftWindowMSA(CachedAttention):
     Args:
         stock: The layer of MMDetection whose submodules are adopted.
         grc: See :class:`CachedAttention`.
+        shift_single_window: Whether a map that is a single window is shifted, too.
     """
 
     output_projection = 'w_msa.proj'
 
-    def __init__(self, stock: swin.ShiftWindowMSA, grc: GRC | PositionalConvolution | None = None) -> None:
+    def __init__(
+        self,
+        stock: swin.ShiftWindowMSA,
+        grc: GRC | PositionalConvolution | None = None,
+        shift_single_window: bool = True,
+    ) -> None:
         super().__init__()
         self.window_size = stock.window_size
         self.shift_size = stock.shift_size
+        self.shift_single_window = shift_single_window
         self.w_msa = stock.w_msa
         self.drop = stock.drop
         self.grc = grc
@@ -76,9 +83,10 @@ class ShiftWindowMSA(CachedAttention):
     def _attend_heads(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """The outputs of the heads in their windows, concatenated, (B, T, D)."""
         msa = self.w_msa
-        windows = make_windows(hw_shape, self.window_size, self.shift_size, x.device)
+        shift = self.shift_size if self.shift_single_window or max(hw_shape) > self.window_size else 0
+        windows = make_windows(hw_shape, self.window_size, shift, x.device)
         tokens = [windows.partition(x)]
-        if self.shift_size:
+        if shift:
             tokens.append(windows.regions(x.device)[None, :, :, None].expand(x.shape[0], -1, -1, -1))
         bias = msa.relative_position_bias_table[msa.relative_position_index].permute(2, 0, 1)
         widest = max(3 * x.shape[2], msa.num_heads * self.window_size**2)
@@ -119,12 +127,18 @@ class SwinBlock(CachedBlock):
     Args:
         stock: The block of MMDetection whose submodules and ``with_cp`` are adopted.
         grc: See :class:`CachedAttention`.
+        shift_single_window: See :class:`ShiftWindowMSA`.
     """
 
-    def __init__(self, stock: swin.SwinBlock, grc: GRC | PositionalConvolution | None = None) -> None:
+    def __init__(
+        self,
+        stock: swin.SwinBlock,
+        grc: GRC | PositionalConvolution | None = None,
+        shift_single_window: bool = True,
+    ) -> None:
         super().__init__(stock.with_cp)
         self.norm1 = stock.norm1
-        self.attn = ShiftWindowMSA(stock.attn, grc)
+        self.attn = ShiftWindowMSA(stock.attn, grc, shift_single_window)
         self.norm2 = stock.norm2
         self.ffn = FFN(stock.ffn)
 

@@ -47,7 +47,7 @@ def check_image_folders(config: Config, loaders: Sequence[str]) -> None:
                 raise InputError(_missing(Path(dataset.ann_file), loader))
         elif is_local(dataset.img_prefix, None):
             classes[loader] = _class_folders(Path(dataset.img_prefix), loader)
-            _compare_with_model(config, len(classes[loader]), dataset.img_prefix)
+            _compare_with_model(config, dataset, len(classes[loader]), loader)
     for (first, names), (second, others) in zip(list(classes.items())[:-1], list(classes.items())[1:], strict=True):
         if differing := sorted(set(names) ^ set(others)):
             raise InputError(
@@ -83,9 +83,8 @@ def _missing(path: Path, loader: str) -> str:
             'IMAGENET_ROOT=/path/to/imagenet python tools/pretrain.py ... '
             f'(or --cfg-options {loader}.dataset.data_root=...). `make demo-pretrain` needs no data set.'
         )
-    return (
-        f'the data set of {loader} cannot be found: {path} {"is empty" if path.exists() else "is not there"}. {remedy}'
-    )
+    state = 'is empty' if path.exists() else 'is not there'
+    return f'the data set of {loader} cannot be found: {path} {state}. {remedy}'
 
 
 def _class_folders(root: Path, loader: str) -> list[str]:
@@ -105,26 +104,31 @@ def _class_folders(root: Path, loader: str) -> list[str]:
     if not folders:
         raise InputError(
             f'{root}, of {loader}, has {len(files)} files ({first_few(files, 3)}) and no folder for each class. Sort '
-            f"them into folders, as ImageNet's usual script valprep.sh does, or list their labels in {root.parent}/meta/"
-            f'{root.name}.txt'
+            f"them into folders, as ImageNet's usual script valprep.sh does, or list their labels in "
+            f'{root.parent}/meta/{root.name}.txt'
         )
     return folders
 
 
-def _compare_with_model(config: Config, count: int, where: str) -> None:
-    preprocessor = config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+def _compare_with_model(config: Config, dataset: BaseDataset, count: int, loader: str) -> None:
+    """Compare the number of class folders with what the config says."""
+    where = 'model.data_preprocessor' if config.model.get('data_preprocessor') else 'data_preprocessor'
     numbers = {
         'model.head.num_classes': (config.model.get('head') or {}).get('num_classes'),
-        f'{"model." if config.model.get("data_preprocessor") else ""}data_preprocessor.num_classes': preprocessor.get(
+        f'{where}.num_classes': (config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}).get(
             'num_classes'
         ),
     }
-    if wrong := {name: value for name, value in numbers.items() if value not in (None, count)}:
-        options = ' '.join(f'{name}={count}' for name in wrong)
-        stated = ', '.join(f'{name}={value}' for name, value in wrong.items())
+    wrong = {name: value for name, value in numbers.items() if value not in (None, count)}
+    stated = [f'{name}={value}' for name, value in wrong.items()]
+    options = [f'{name}={count}' for name in wrong]
+    if dataset.CLASSES is not None and len(dataset.CLASSES) != count:
+        stated.append(f'{loader}.dataset ({type(dataset).__name__}) names {len(dataset.CLASSES)} classes')
+        options.append(f"'{loader}.dataset.metainfo.classes=[NAME,...]'")
+    if stated:
         raise InputError(
-            f'{where} has {count} class folders, but {stated}. Is it completely unpacked? For a data set of {count} '
-            f'classes: --cfg-options {options}, and type=CustomDataset for each dataset'
+            f'{dataset.img_prefix} has {count} class folders, but {" and ".join(stated)}. Is it completely unpacked? '
+            f'If it really has {count} classes: --cfg-options {" ".join(options)}'
         )
 
 

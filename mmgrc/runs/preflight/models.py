@@ -198,16 +198,17 @@ def check_parts(config: Config) -> None:
     schedulers = config.get('param_scheduler') or []
     schedulers = schedulers if isinstance(schedulers, list | tuple) else [schedulers]
     parts = {f'param_scheduler.{number}': scheduler for number, scheduler in enumerate(schedulers)}
+    scope = config.get('default_scope')
     entries = [(hooks, HOOKS), (parts, PARAM_SCHEDULERS)]
     if 'type' in (config.get('train_cfg') or {}):
         entries.append(({'train_cfg': config.train_cfg}, LOOPS))
     for named, root in entries:
         # That of the default scope's package.
         with root.switch_scope_and_registry(None) as registry:
-            _check_arguments(named, registry)
+            _check_arguments(named, registry, scope)
 
 
-def _check_arguments(parts: Mapping[str, object], registry: Registry) -> None:
+def _check_arguments(parts: Mapping[str, object], registry: Registry, scope: str | None) -> None:
     for name, part in parts.items():
         if not isinstance(part, dict):
             continue
@@ -222,7 +223,7 @@ def _check_arguments(parts: Mapping[str, object], registry: Registry) -> None:
             near = difflib.get_close_matches(part['type'], names, n=3)
             meant = f' Did you mean {" or ".join(near)}?' if near else ''
             raise InputError(f'{name}: there is no type {part["type"]!r}.{meant}')
-        allowed, more = class_arguments(part), BUILDER_ARGUMENTS.get(name.split('.')[0], set())
+        allowed, more = class_arguments(part, scope), BUILDER_ARGUMENTS.get(name.split('.')[0], set())
         if unknown := sorted(set(part) - more - allowed if allowed is not None else ()):
             raise InputError(
                 f'{name}: {part["type"]} has no argument {unknown[0]!r}. It takes: {first_few(sorted(allowed), 20)}'

@@ -4,6 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 FULL_STAMP := $(VENV)/.installed-full
+PRETRAIN_STAMP := $(VENV)/.installed-pretrain
 
 CONFIG := configs/shapes/mask_rcnn_grc_pvt.py
 SHAPES := data/shapes
@@ -13,14 +14,20 @@ CHECKPOINT := $(DEMO)/epoch_5.pth
 OPTIONS ?=
 # Only the last checkpoint is kept: each has 200 MB.
 CFG_OPTIONS := --cfg-options default_hooks.checkpoint.max_keep_ckpts=1 $(OPTIONS)
+CLASSES := data/shapes_classes
+PRETRAIN := work_dirs/demo_pretrain
+CLASSIFIER := $(PRETRAIN)/classifier/epoch_3.pth
 
-.PHONY: help env env-full demo test test-fast test-gpu test-stack coverage test-slurm lint format tables docs clean-demo
+.PHONY: help env env-full env-pretrain demo demo-pretrain test test-fast test-gpu test-stack coverage test-slurm lint format \
+	tables docs clean-demo
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 env: $(STAMP) ## Create .venv and install everything (minutes, no compiler)
 
 env-full: $(FULL_STAMP) ## The same with compiled mmcv, for ops that no recipe here uses (7 to 18 minutes on two cores)
+
+env-pretrain: $(PRETRAIN_STAMP) ## Add mmpretrain to .venv, for pre-training on ImageNet (less than a minute)
 
 $(STAMP): requirements.txt requirements-full.txt pyproject.toml tools/install.sh
 	bash tools/install.sh $(VENV)
@@ -29,6 +36,10 @@ $(STAMP): requirements.txt requirements-full.txt pyproject.toml tools/install.sh
 $(FULL_STAMP): requirements.txt requirements-full.txt pyproject.toml tools/install.sh
 	bash tools/install.sh --full $(VENV)
 	@touch $(STAMP) $@
+
+$(PRETRAIN_STAMP): $(STAMP) requirements-pretrain.txt
+	$(PY) -m pip install -r requirements-pretrain.txt
+	@touch $@
 
 demo: env ## Train on generated images, evaluate box and mask mAP, and draw predictions (minutes on two cores)
 	@test -f $(SHAPES)/annotations/instances_val.json || $(PY) tools/make_shapes.py $(SHAPES)
@@ -40,6 +51,18 @@ demo: env ## Train on generated images, evaluate box and mask mAP, and draw pred
 	@echo 'Ground truth, predictions: $(DEMO)/predictions.png'
 	@echo 'Loss and mAP over time:    $(DEMO)/curves.png'
 	@echo 'The detector:              $(CHECKPOINT)'
+
+demo-pretrain: env-pretrain ## Pre-train a backbone, then train detectors with it and from scratch, three seeds each (minutes)
+	@test -d $(CLASSES)/val || $(PY) tools/make_shapes.py $(CLASSES) --classification
+	@test -f $(SHAPES)/annotations/instances_val.json || $(PY) tools/make_shapes.py $(SHAPES)
+	@test -f $(CLASSIFIER) || $(PY) tools/pretrain.py configs/pretrain/shapes/grc_pvt.py \
+		--work-dir $(PRETRAIN)/classifier --resume $(CFG_OPTIONS)
+	$(PY) tools/convert_checkpoint.py $(CLASSIFIER) $(PRETRAIN)/backbone.pth \
+		--config configs/pretrain/shapes/mask_rcnn_grc_pvt.py
+	PRETRAINED=$(PRETRAIN)/backbone.pth $(PY) tools/study.py studies/shapes_pretrain_pvt.yml \
+		--work-dir $(PRETRAIN)/detectors --jobs 2
+	@echo
+	@echo 'Both APs: $(PRETRAIN)/detectors/summary.md'
 
 # make test PYTEST='...': what else pytest is told.
 PYTEST ?=
@@ -80,5 +103,5 @@ tables: env ## Count parameters, update the metafiles and the tables of models i
 docs: env ## Build the documentation into build/docs
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
 
-clean-demo: ## Remove the demo's data and results
-	rm -rf $(SHAPES) $(DEMO)
+clean-demo: ## Remove the data and results of both demos
+	rm -rf $(SHAPES) $(CLASSES) $(DEMO) $(PRETRAIN)

@@ -193,6 +193,24 @@ def _forward() -> Iterator[Finding]:
         yield Finding('a forward', f'Mask R-CNN with GRC-PVT on {device}')
 
 
+def _pretraining() -> Iterator[Finding]:
+    from .env.pretraining import REQUIREMENTS, PretrainingError, check_pretraining, is_installed
+    from .env.torchvision_ops import provide_torchvision
+
+    remedy = 'make env-pretrain'
+    if not is_installed():
+        yield Finding('pre-training', 'mmpretrain is not installed; detection does not need it', None, remedy)
+        return
+    try:
+        check_pretraining()
+    except PretrainingError as error:
+        yield Finding('pre-training', 'does not work', str(error), remedy)
+        return
+    versions = ', '.join(f'{need.package} {installed_version(need.package)}' for need in REQUIREMENTS)
+    fits = '' if provide_torchvision() else '; the operators of torchvision do not fit torch, and are not needed'
+    yield Finding('pre-training', versions + fits)
+
+
 def _coco() -> Iterator[Finding]:
     root = Path(os.environ.get('COCO_ROOT') or 'data/coco')
     missing = [part for part in _COCO_PARTS if not (root / part).exists()]
@@ -206,7 +224,7 @@ def _coco() -> Iterator[Finding]:
 
 
 def check_environment() -> Iterator[Finding]:
-    """Check versions, compiled ops, registries, a forward and COCO.
+    """Check versions, compiled ops, registries, a forward, what pre-training needs, and COCO.
 
     Checks that depend on a failed one are skipped.
 
@@ -215,7 +233,7 @@ def check_environment() -> Iterator[Finding]:
     """
     healthy = True
     groups: list[Callable[[], Iterator[Finding]]] = [_versions, _modules, _pkg_resources]
-    groups += [_operations, lambda: _ops('cpu'), _gpu, _registry, _forward]
+    groups += [_operations, lambda: _ops('cpu'), _gpu, _registry, _forward, _pretraining]
     for group in groups:
         if not healthy:
             break

@@ -1,6 +1,6 @@
 # Functions that the launchers in this folder share. They source this file.
 # shellcheck shell=bash
-# shellcheck disable=SC2034  # DRY_RUN, TOOLS and ARGS are read by the scripts that source this file.
+# shellcheck disable=SC2034  # DRY_RUN, TOOL, TOOLS and ARGS are read by the scripts that source this file.
 
 TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PYTHON=${PYTHON:-python}
@@ -35,6 +35,12 @@ whole() {
     if [[ ! $2 =~ ^[0-9]+$ ]] || (($2 < $3)); then
         usage "$1=$2: give a whole number of at least $3" >&2
     fi
+}
+
+# choose_tool DEFAULT: set TOOL, the tool that is started, unless the environment does.
+choose_tool() {
+    TOOL=${TOOL:-$1}
+    [[ -f $TOOLS/$TOOL.py ]] || usage "TOOL=$TOOL: there is no $TOOLS/$TOOL.py" >&2
 }
 
 # start COMMAND...: replace this shell with the command, or print it with --dry-run.

@@ -6,7 +6,7 @@
 # STOP_BEFORE seconds before the job's time limit (SBATCH_ARGS='--time=8:00:00') the ranks write a checkpoint after the
 # current iteration and exit, and the job is requeued. Each start resumes from the last checkpoint in WORK_DIR. This also
 # holds for a job that Slurm requeues itself (preemption, a failed node). A training that fails is not requeued.
-# The log is WORK_DIR/slurm-JOBID.out. GPUS and the others: as in tools/slurm_train.sh.
+# The log is WORK_DIR/slurm-JOBID.out. GPUS, TOOL and the others: as in tools/slurm_train.sh.
 set -euo pipefail
 
 # The job: Slurm runs a copy of this file, so it needs the folder of the tools as an argument.
@@ -15,11 +15,14 @@ if [[ ${1:-} == --job ]]; then
     shift 2
     # shellcheck source=tools/launch.sh
     . "$folder/launch.sh"
-    requeue_when_stopped srun --kill-on-bad-exit=1 "$PYTHON" -u "$TOOLS/train.py" "$@" --launcher slurm
+    choose_tool train
+    requeue_when_stopped srun --kill-on-bad-exit=1 "$PYTHON" -u "$TOOLS/$TOOL.py" "$@" --launcher slurm
 fi
 
 # shellcheck source=tools/launch.sh
 . "$(dirname "$0")/launch.sh"
 parse 4 "$@"
+choose_tool train
+export TOOL
 start_sbatch "${ARGS[0]}" "${ARGS[1]}" "${ARGS[3]}" 'slurm-%j.out' -- \
     "$TOOLS/sbatch_train.sh" --job "$TOOLS" "${ARGS[2]}" --work-dir="${ARGS[3]}" --resume "${ARGS[@]:4}"

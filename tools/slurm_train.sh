@@ -5,8 +5,10 @@
 #
 # GPUS is the number of processes, one per GPU. For nodes without a GPU set GPUS_PER_NODE=0: no GPU is requested, and GPUS
 # processes run on CPUs. The port is computed from the job's id; MASTER_PORT sets another. --dry-run prints the command.
+# TOOL=pretrain starts pretrain.py instead of train.py.
 set -euo pipefail
 # shellcheck source=tools/launch.sh
 . "$(dirname "$0")/launch.sh"
 parse 4 "$@"
-start_srun "${ARGS[@]:0:2}" train "${ARGS[2]}" --work-dir="${ARGS[3]}" "${ARGS[@]:4}"
+choose_tool train
+start_srun "${ARGS[@]:0:2}" "$TOOL" "${ARGS[2]}" --work-dir="${ARGS[3]}" "${ARGS[@]:4}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import inspect
 from collections.abc import Mapping
 
@@ -54,7 +54,8 @@ def find_class(name: str, scope: str | None = None) -> type | None:
         name: The class's name in the registry.
         scope: The ``default_scope`` of the config. Any but mmpretrain's means MMDetection.
     """
-    package = importlib.import_module(f'{"mmpretrain" if scope == "mmpretrain" else "mmdet"}.registry')
+    own = scope == 'mmpretrain' and importlib.util.find_spec(scope) is not None
+    package = importlib.import_module(f'{scope if own else "mmdet"}.registry')
     for registry in vars(package).values():
         if not isinstance(registry, Registry):
             continue

@@ -114,7 +114,7 @@ def write_report(work_dir: str | Path, out: str | Path, predictions: str | Path 
         _summary(config, training, validation),
         ('Curves', _grid(_curves(training, validation))),
         ('Memory', _memory(work_dir, notes)),
-        *_detections(config, work_dir, Path(predictions), notes),
+        *([] if _is_classifier(config) else _detections(config, work_dir, Path(predictions), notes)),
         ('Environment', _table(['', ''], _environment(work_dir))),
         (
             'Config',
@@ -126,6 +126,10 @@ def write_report(work_dir: str | Path, out: str | Path, predictions: str | Path 
     title = f'{Path(config.filename).stem}: report of a training'
     Path(out).write_text(_PAGE.format(title=escape(title), style=_STYLE, body=body), encoding='utf-8')
     return notes
+
+
+def _is_classifier(config: Config) -> bool:
+    return config.get('default_scope') == 'mmpretrain'
 
 
 def _newest(paths: Iterable[Path], what: str) -> Path:
@@ -144,7 +148,10 @@ def _summary(config: Config, training: Mapping[int, dict], validation: Mapping[i
         length = f'{epochs} epochs, {length}'
     parts = (config.model, config.model.get('backbone') or {})
     rows = [
-        ('detector', ', '.join(str(part['type']) for part in parts if 'type' in part)),
+        (
+            'classifier' if _is_classifier(config) else 'detector',
+            ', '.join(str(part['type']) for part in parts if 'type' in part),
+        ),
         ('trained', f'{length}; the last loss is {last["loss"]:.3f}'),
     ]
     metrics = pick_metrics(validation)

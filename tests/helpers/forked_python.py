@@ -7,7 +7,7 @@ fork ends, so does the other. Other commands run in the real interpreter. Each f
 of its tool.
 """
 
-import importlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -103,11 +103,13 @@ def run(connection):
 
 
 def provide_ops():
-    """Provide mmcv's ops if they are not compiled, since MMDetection imports them. Import nothing else of mmgrc."""
+    """Provide what MMDetection imports: mmcv's ops, and torchvision for mmpretrain. Import nothing else of mmgrc."""
     package = types.ModuleType('mmgrc')
     package.__path__ = ['mmgrc']
     sys.modules['mmgrc'] = package
     importlib.import_module('mmgrc.env.mmcv_ops').provide_ops()
+    if importlib.util.find_spec('mmpretrain') is not None:
+        importlib.import_module('mmgrc.env.torchvision_ops').provide_torchvision()
     del sys.modules['mmgrc']
 
 

@@ -15,4 +15,5 @@ def why_not():
 
 
 WHY_NOT = why_not()
-needs_mmpretrain = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+needs_mmpretrain = [pytest.mark.pretrain, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
+"""The marks of a module or test."""

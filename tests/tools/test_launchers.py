@@ -68,6 +68,17 @@ def test_torchrun_on_one_machine_and_on_several():
     assert '--master_port=4321' in dry_run('dist_train', PORT='4321')
 
 
+@pytest.mark.parametrize('script', ['dist_train', 'dist_test', 'slurm_train', 'slurm_test', 'sbatch_train'])
+def test_pretraining_is_another_tool(script):
+    tool = 'pretrain_test' if script.endswith('test') else 'pretrain'
+    command = dry_run(script, TOOL=tool)
+    # The job of sbatch gets it with its environment, which the next test checks.
+    assert (f'{REPOSITORY}/tools/{tool}.py' in command) == (script != 'sbatch_train')
+    result = launch(script, *SCRIPTS[script], '--dry-run', TOOL='pretran')
+    assert result.returncode == 2
+    assert result.stderr.startswith(f'TOOL=pretran: there is no {REPOSITORY}/tools/pretran.py')
+
+
 def test_srun_with_and_without_gpus():
     command = dry_run('slurm_train', '--amp')
     assert command == [
@@ -123,6 +134,11 @@ for _ in {1..600}; do sleep 0.1; done
             ['c.py', '--amp'],
             'srun --kill-on-bad-exit=1 task -u {}/train.py c.py --amp --launcher slurm',
         ),
+        (
+            'sbatch_train',
+            ['c.py', '--amp', 'TOOL=pretrain'],
+            'srun --kill-on-bad-exit=1 task -u {}/pretrain.py c.py --amp --launcher slurm',
+        ),
         ('sbatch_study', ['out dir', 't.yml'], 'task -u {}/study.py t.yml --work-dir out dir --run 3'),
     ],
 )
@@ -133,12 +149,14 @@ def test_job_is_requeued_after_the_signal_and_not_after_a_failure(tmp_path, scri
         (tmp_path / name).write_text('#!/bin/bash\necho "scontrol $*"\n' if name == 'scontrol' else TASK)
         (tmp_path / name).chmod(0o755)
     tools = REPOSITORY / 'tools'
+    variables = dict(arg.split('=') for arg in args if '=' in arg)
+    args = [arg for arg in args if '=' not in arg]
     job = subprocess.Popen(
         [shutil.copy(tools / f'{script}.sh', tmp_path / 'slurm_script'), '--job', tools, *args],
         env={
             **os.environ,
             **{'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'PYTHON': 'task', 'CODE': code},
-            **{'SLURM_JOB_ID': '7', 'SLURM_ARRAY_TASK_ID': '3'},
+            **{'SLURM_JOB_ID': '7', 'SLURM_ARRAY_TASK_ID': '3', **variables},
         },
         stdout=subprocess.PIPE,
         text=True,

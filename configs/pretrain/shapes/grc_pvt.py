@@ -1,20 +1,21 @@
 _base_ = '../../_base_/pretrain_runtime.py'
 
-# The backbone of configs/shapes/mask_rcnn_grc_pvt.py on the data set that `tools/make_shapes.py data/shapes_classes
-# --classification` writes: 3000 images of 64 x 64 pixels.
+# The backbone of mask_rcnn_grc_pvt.py on the data set that `tools/make_shapes.py data/shapes_classes --classification`
+# writes: 3000 images of 64 x 64 pixels.
 model = dict(
     type='ImageClassifier',
     data_preprocessor=dict(
         num_classes=3, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True),
     backbone=dict(
         type='GRCPyramidVisionTransformer',
+        embed_dims=32,
         num_layers=[2, 2, 2, 2],
         drop_path_rate=0.0,
         out_indices=(3, ),
         pretrain_img_size=64,
         grc=dict(cache_ratio=0.5)),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=3, in_channels=512, loss=dict(type='CrossEntropyLoss'), topk=(1, )))
+    head=dict(type='LinearClsHead', num_classes=3, in_channels=256, loss=dict(type='CrossEntropyLoss'), topk=(1, )))
 
 __loader = dict(
     batch_size=16,

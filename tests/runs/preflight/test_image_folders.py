@@ -17,9 +17,9 @@ LOADERS = ('train_dataloader', 'val_dataloader')
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    write_shape_classes(tmp_path / 'classes', images=30, val=6, size=(32, 32))
-    monkeypatch.setenv('SHAPES_CLASSES_ROOT', str(tmp_path / 'classes'))
-    return tmp_path / 'classes'
+    write_shape_classes(tmp_path / 'shapes_classes', images=30, val=6, size=(32, 32))
+    monkeypatch.setenv('SHAPES_CLASSES_ROOT', str(tmp_path / 'shapes_classes'))
+    return tmp_path / 'shapes_classes'
 
 
 def check(**options):
@@ -57,7 +57,7 @@ def truncate(path):
 @pytest.mark.parametrize(
     ('break_it', 'words'),
     [
-        (remove, r'train is not there. Write it with: python tools/make_shapes.py .*classes --classification'),
+        (remove, r'train is not there. Write it with: python tools/make_shapes.py .*shapes_classes --classification'),
         (empty, r'train is empty. Write it with'),
         (
             lambda train: remove(train / 'square'),

@@ -13,9 +13,9 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmgrc.runs.config import CONFIG_DIR, load_config
 from mmgrc.runs.preflight import check_optimizer, check_parts
-from tests.helpers.pretraining import needs_mmpretrain
+from tests.helpers.pretraining import MARKS
 
-pytestmark = needs_mmpretrain
+pytestmark = MARKS
 # Those of classifiers. tests/test_configs.py has the others.
 CONFIGS = sorted(
     str(p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.glob('pretrain/**/*.py') if 'mask_rcnn' not in p.name

@@ -15,5 +15,12 @@ def why_not():
 
 
 WHY_NOT = why_not()
-needs_mmpretrain = [pytest.mark.pretrain, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
-"""The marks of a module or test."""
+MARKS = [pytest.mark.pretrain, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
+"""For `pytestmark` of a module or class."""
+
+
+def needs_mmpretrain(test):
+    """Mark a test."""
+    for mark in MARKS:
+        test = mark(test)
+    return test

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmgrc.datasets import write_shape_classes
 from tests.conftest import NARROW, REPOSITORY
 from tests.helpers.installed import run_with_packages
-from tests.helpers.pretraining import needs_mmpretrain
+from tests.helpers.pretraining import MARKS
 
 CONFIG = 'configs/pretrain/shapes/grc_pvt.py'
 DETECTOR = 'configs/pretrain/shapes/mask_rcnn_grc_pvt.py'
@@ -72,7 +72,7 @@ def test_without_mmpretrain(tmp_path):
 class TestPretraining:
     """What needs mmpretrain."""
 
-    pytestmark = needs_mmpretrain
+    pytestmark = MARKS
 
     def test_logs_evaluates_and_reports(self, pretrained, run_tool, classes, tmp_path):
         scalars = [json.loads(line) for f in pretrained.glob('*/vis_data/scalars.json') for line in f.open()]

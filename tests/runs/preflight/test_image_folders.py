@@ -9,9 +9,9 @@ from mmengine.config import Config
 from mmgrc.datasets import write_shape_classes
 from mmgrc.runs.error import InputError
 from mmgrc.runs.preflight import check_image_folders, read_image_folders
-from tests.helpers.pretraining import needs_mmpretrain
+from tests.helpers.pretraining import MARKS
 
-pytestmark = needs_mmpretrain
+pytestmark = MARKS
 LOADERS = ('train_dataloader', 'val_dataloader')
 
 

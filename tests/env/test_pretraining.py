@@ -51,6 +51,7 @@ except RuntimeError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.pretrain
 @pytest.mark.skipif(distribution_version('torchvision') is None, reason='torchvision is not installed')
 def test_torchvision_of_another_torch_gives_its_transforms_alone():

@@ -54,19 +54,17 @@ def pretrained(tmp_path_factory, run_tool, classes):
 
 def test_without_mmpretrain(tmp_path):
     """One message says what to type."""
-    for tool in ('pretrain', 'pretrain_test'):
-        (tmp_path / tool).mkdir()
-        result = run_with_packages(
-            [REPOSITORY / 'tools' / f'{tool}.py', 'c.py'],
-            tmp_path / tool,
-            lambda name: not name.startswith(('mmpretrain', 'torchvision')),
-        )
-        assert result.returncode == 1
-        assert result.stderr.endswith(
-            f'{tool}: pre-training needs mmpretrain, which is not installed. Type: make env-pretrain (in an environ'
-            "ment of your own: pip install 'mmgrc[pretrain]')\n"
-        )
-        assert 'Traceback' not in result.stderr
+    result = run_with_packages(
+        [REPOSITORY / 'tools' / 'pretrain.py', 'c.py'],
+        tmp_path,
+        lambda name: not name.startswith(('mmpretrain', 'torchvision')),
+    )
+    assert result.returncode == 1
+    assert result.stderr.endswith(
+        'pretrain: pre-training needs mmpretrain, which is not installed. Type: make env-pretrain (in an environment of '
+        "your own: pip install 'mmgrc[pretrain]')\n"
+    )
+    assert 'Traceback' not in result.stderr
 
 
 class TestPretraining:
@@ -102,8 +100,9 @@ class TestPretraining:
         assert 'accuracy/top1' in page
         run_tool('plot_run', pretrained, '--out', tmp_path / 'curves.png', check=True)
 
-    def test_detector_starts_from_the_classifier(self, pretrained, run_tool, shapes, tmp_path):
-        """By init_cfg directly and by way of a converted file, with the same first loss and with empty caches."""
+    def test_detector_starts_from_the_classifier(self, pretrained, run_tool, shapes, tmp_path, monkeypatch):
+        """By init_cfg directly and by way of a converted file, with the same losses and with empty caches."""
+        monkeypatch.setenv('SHAPES_ROOT', str(shapes))
         options = [option for option in NARROW if 'num_layers' not in option]
         options += ['model.backbone.num_layers=[1,1,1,1]', 'train_dataloader.dataset.indices=4']
         config = Config.fromfile(REPOSITORY / DETECTOR)
@@ -182,8 +181,8 @@ class TestPretraining:
         [
             ('pretrain', ['configs/pretrain/grc_pvt.py'], 'IMAGENET_ROOT=/path/to/imagenet python tools/pretrain.py'),
             ('pretrain', ['configs/shapes/mask_rcnn_grc_pvt.py'], 'is for: python tools/train.py'),
-            ('train', [CONFIG], 'For mmpretrain: python tools/pretrain.py'),
-            ('test', [CONFIG, 'x.pth'], 'For mmpretrain: python tools/pretrain_test.py'),
+            ('train', [CONFIG], 'Type: python tools/pretrain.py'),
+            ('test', [CONFIG, 'x.pth'], 'Type: python tools/pretrain_test.py'),
             ('pretrain', [CONFIG, '--amp'], '--amp needs a GPU'),
             ('pretrain', [CONFIG, '--cfg-options', 'train_dataloader.num_workers=0'], 'persistent_workers=True cannot'),
             ('pretrain', [CONFIG, '--cfg-options', 'default_hooks.logger.type=LogerHook'], 'Did you mean LoggerHook'),
@@ -206,8 +205,9 @@ class TestPretraining:
         config = tmp_path / 'config.py'
         config.write_text(
             f"_base_ = '{REPOSITORY / CONFIG}'\n"
+            # It looks for boxes.
             "train_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'),"
-            " dict(type='RandomCrop', crop_size=65), dict(type='PackInputs')]))\n"
+            " dict(type='LoadAnnotations'), dict(type='PackInputs')]))\n"
         )
         result = run_tool(
             *('pretrain', config, '--work-dir', tmp_path / 'run', '--cfg-options', *SMALL),

@@ -53,7 +53,7 @@ demo: env ## Train on generated images, evaluate box and mask mAP, and draw pred
 	@echo 'The detector:              $(CHECKPOINT)'
 
 demo-pretrain: env-pretrain ## Pre-train a backbone, then train detectors with it and from scratch, three seeds each (minutes)
-	@test -d $(CLASSES)/val || $(PY) tools/make_shapes.py $(CLASSES) --classification
+	@test -f $(CLASSES)/val/circle/000300.png || $(PY) tools/make_shapes.py $(CLASSES) --classification
 	@test -f $(SHAPES)/annotations/instances_val.json || $(PY) tools/make_shapes.py $(SHAPES)
 	@test -f $(CLASSIFIER) || $(PY) tools/pretrain.py configs/pretrain/shapes/grc_pvt.py \
 		--work-dir $(PRETRAIN)/classifier --resume $(CFG_OPTIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,8 @@ _SMALL_CLASS = 0.1
 def check_image_folders(config: Config, loaders: Sequence[str]) -> None:
     """Check that the data sets of a classifier are there and unpacked, and have the classes of its head.
 
-    Only the class folders are listed. A data set with an annotation file, or that is not local, is left to mmpretrain.
+    Only the class folders are listed. A data set with an annotation file, without labels, or that is not local, is left to
+    mmpretrain.
 
     Args:
         config: The whole config.
@@ -45,10 +47,10 @@ def check_image_folders(config: Config, loaders: Sequence[str]) -> None:
         if dataset.ann_file:
             if is_local(dataset.ann_file, None) and not Path(dataset.ann_file).is_file():
                 raise InputError(_missing(Path(dataset.ann_file), loader))
-        elif is_local(dataset.img_prefix, None):
+        elif dataset.with_label and is_local(dataset.img_prefix, None):
             classes[loader] = _class_folders(Path(dataset.img_prefix), loader)
             _compare_with_model(config, dataset, len(classes[loader]), loader)
-    for (first, names), (second, others) in zip(list(classes.items())[:-1], list(classes.items())[1:], strict=True):
+    for (first, names), (second, others) in itertools.pairwise(classes.items()):
         if differing := sorted(set(names) ^ set(others)):
             raise InputError(
                 f'{first} and {second} have different class folders: {first_few(differing, 3)} is in one of them '

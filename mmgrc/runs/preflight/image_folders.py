@@ -31,8 +31,8 @@ _SMALL_CLASS = 0.1
 def check_image_folders(config: Config, loaders: Sequence[str]) -> None:
     """Check that the data sets of a classifier are there and unpacked, and have the classes of its head.
 
-    Only the class folders are listed. A data set with an annotation file, without labels, or that is not local, is left to
-    mmpretrain.
+    Only the class folders are listed. A data set with an annotation file, without labels, or that is not local, is left
+    to mmpretrain.
 
     Args:
         config: The whole config.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.runner import checkpoint as mmengine_checkpoint
 
 __all__ = ['allow_mmengine_checkpoints', 'last_good_checkpoint', 'read_checkpoint']
 
@@ -26,10 +28,10 @@ def _history_statistic(owner: object, name: str) -> object:
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Let ``torch.load`` accept the objects that MMEngine 0.10.7 puts into its checkpoints, and no others.
+    """Let ``torch.load`` accept the objects that MMEngine puts into its checkpoints, and no others.
 
     Since torch 2.6 files are read with ``weights_only=True``, which refuses MMEngine's log history and NumPy arrays.
-    This function allows them by name. The check stays on.
+    This function allows them by name. The check stays on, also in the maintained fork of MMEngine.
     """
     scalar_types = (np.float64, np.float32, np.int64, np.int32, np.uint8, np.bool_)
     # NumPy 1 has other names for it, and wrote them into files.
@@ -45,6 +47,9 @@ def allow_mmengine_checkpoints() -> None:
             *(type(np.dtype(scalar)) for scalar in scalar_types),
         ]
     )
+    # The fork's function allows all of getattr, and reads a file that was refused again without the check.
+    if hasattr(mmengine_checkpoint, '_safe_torch_load'):
+        mmengine_checkpoint._safe_torch_load = partial(torch.load, weights_only=True)
 
 
 def read_checkpoint(path: str | Path) -> dict:

@@ -8,6 +8,7 @@ import functools
 import warnings
 
 from mmengine.config import Config, config, utils
+from yapf.yapflib import yapf_api
 
 
 def once_per_text(format_code):
@@ -25,9 +26,10 @@ def once_per_text(format_code):
 
 def remember():
     """Cache the installed packages, the metafiles, and the text of each formatted config."""
-    if hasattr(config.FormatCode, '__wrapped__'):
+    if hasattr(yapf_api.FormatCode, '__wrapped__'):
         return
-    config.FormatCode = once_per_text(config.FormatCode)
+    # The maintained fork imports it where it is called.
+    yapf_api.FormatCode = config.FormatCode = once_per_text(yapf_api.FormatCode)
     config.is_installed = functools.cache(config.is_installed)
     config.get_installed_path = functools.cache(config.get_installed_path)
     utils.load = functools.cache(utils.load)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import checkpoint as mmengine_checkpoint
 
-from mmgrc.runs.checkpoint import read_checkpoint
+from mmgrc.runs.checkpoint import allow_mmengine_checkpoints, read_checkpoint
 
 
 def test_mmengine_objects_are_read_with_the_check_on(tmp_path):
@@ -33,6 +34,29 @@ def test_code_does_not_run(tmp_path, monkeypatch):
     torch.save({'state_dict': Evil()}, 'evil.pth')
     with pytest.raises(ValueError, match=r'evil.pth cannot be read as weights'):
         read_checkpoint('evil.pth')
+    assert not (tmp_path / 'evil').exists()
+
+
+def test_mmengine_does_not_run_code_either(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'state_dict': Evil()}, 'evil.pth')
+    with pytest.raises(pickle.UnpicklingError, match='mkdir'):
+        mmengine_checkpoint.CheckpointLoader.load_checkpoint('evil.pth')
+    assert not (tmp_path / 'evil').exists()
+
+
+def test_the_forks_second_reading_without_the_check_is_replaced(tmp_path, monkeypatch):
+    def second_reading(file, map_location=None, weights_only=None):
+        return torch.load(file, map_location=map_location, weights_only=False)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mmengine_checkpoint, '_safe_torch_load', second_reading, raising=False)
+    allow_mmengine_checkpoints()
+    torch.save({'state_dict': {'w': torch.ones(2)}}, 'good.pth')
+    torch.save({'state_dict': Evil()}, 'evil.pth')
+    assert mmengine_checkpoint._safe_torch_load('good.pth', map_location='cpu')['state_dict']['w'].sum() == 2
+    with pytest.raises(pickle.UnpicklingError, match='mkdir'):
+        mmengine_checkpoint._safe_torch_load('evil.pth', map_location='cpu')
     assert not (tmp_path / 'evil').exists()
 
 

@@ -126,7 +126,10 @@ def memoryless_config(config: Config) -> Config:
 
 def _grc_name(backbone: Config) -> str:
     if not isinstance(backbone.type, str) or not backbone.type.startswith('GRC'):
-        raise InputError(f'the backbone {backbone.type} has no stock class: only GRC backbones have one')
+        raise InputError(
+            f'the backbone {backbone.type} has no GRC, so that "stock" and "no-memory" would be the same model: '
+            'compare it with another config'
+        )
     return backbone.type
 
 

@@ -70,7 +70,7 @@ def test_without_a_memory_is_the_baseline():
     found = [benchmark.build_model(benchmark._load(*side)).backbone for side in sides]
     assert not found[0].grc_layers()
     assert found[0].state_dict().keys() == found[1].state_dict().keys()
-    with pytest.raises(InputError, match='the backbone ResNet has no stock class'):
+    with pytest.raises(InputError, match='the backbone ResNet has no GRC, .*: compare it with another config'):
         benchmark._load('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', 'no-memory')
 
 
@@ -81,7 +81,7 @@ def test_without_a_memory_is_the_baseline():
         pytest.param(
             ('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', 'stock'),
             {},
-            'SwinTransformer has no stock class',
+            'the backbone SwinTransformer has no GRC',
             marks=pytest.mark.slow,
         ),
         ((GRC, PLAIN), {'size': (16, 64)}, 'at least 32 pixels'),

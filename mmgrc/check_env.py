@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .env.versions import (
-    COMPILE_MMCV,
-    REBUILD_MMCV,
+    compile_mmcv_command,
     distribution_version,
     installed_version,
+    rebuild_mmcv_command,
     requirements,
     version_problem,
 )
@@ -93,15 +93,16 @@ def _ops(device: str) -> Iterator[Finding]:
     from .env.mmcv_ops import ops_in_use, provide_ops
 
     what = f'mmcv ops on {device}'
+    rebuild = rebuild_mmcv_command()
     provide_ops()
     try:
         from mmcv.ops import get_compiling_cuda_version, nms, roi_align
     except ImportError as error:
         # `undefined symbol`: compiled against another torch.
-        yield Finding(what, 'cannot be loaded', f'they do not fit torch {torch.__version__}: {error}', REBUILD_MMCV)
+        yield Finding(what, 'cannot be loaded', f'they do not fit torch {torch.__version__}: {error}', rebuild)
         return
     used = ops_in_use(device)
-    remedy = REBUILD_MMCV if used == 'compiled' else COMPILE_MMCV
+    remedy = rebuild if used == 'compiled' else compile_mmcv_command()
     try:
         # The second box is inside the first, and the third is next to it.
         boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9.5], [20, 20, 30, 30]], device=device)
@@ -115,7 +116,7 @@ def _ops(device: str) -> Iterator[Finding]:
         if used == 'compiled' and device != 'cpu':
             built = get_compiling_cuda_version()
             problem = f'mmcv was compiled for CUDA {built}, torch for {torch.version.cuda}: {problem}'
-            remedy = f'CUDA_HOME=/usr/local/cuda {REBUILD_MMCV}'
+            remedy = f'CUDA_HOME=/usr/local/cuda {rebuild}'
         yield Finding(what, 'fail', problem, remedy)
         return
     if kept != [0, 2] or abs(value - 3.5) > 1e-4:
@@ -137,11 +138,12 @@ def _gpu() -> Iterator[Finding]:
         built = torch.version.cuda
         problem = 'torch is a build for the CPU' if built is None else f'the driver does not serve CUDA {built}'
         index = 'https://download.pytorch.org/whl/cu126'
+        rebuild = rebuild_mmcv_command().replace('; ', ' && ')
         yield Finding(
             'GPU',
             'not usable',
             f'there is one, but {problem}',
-            f'pip install --force-reinstall torch --index-url {index} && {REBUILD_MMCV.replace("; ", " && ")}',
+            f'pip install --force-reinstall torch --index-url {index} && {rebuild}',
         )
     else:
         yield Finding('GPU', 'none: everything runs on the CPU')
@@ -188,7 +190,7 @@ def _forward() -> Iterator[Finding]:
         (result,) = model.test_step({'inputs': [image], 'data_samples': [sample]})
     found = result.pred_instances
     if not torch.isfinite(found.scores).all() or found.masks.shape[1:] != (64, 96):
-        yield Finding('a forward', 'wrong', 'boxes or masks are wrong', REBUILD_MMCV)
+        yield Finding('a forward', 'wrong', 'boxes or masks are wrong', rebuild_mmcv_command())
     else:
         yield Finding('a forward', f'Mask R-CNN with GRC-PVT on {device}')
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from mmgrc import check_env
-from mmgrc.env.versions import REBUILD_MMCV
+from mmgrc.env.versions import rebuild_mmcv_command
 from tests.helpers.installed import SITE, run_with_packages
 
 
@@ -22,11 +22,11 @@ def broken(tmp_path):
 
 def rename(site, old, version):
     """Let a package report another version."""
-    # mmcv or mmcv_lite.
-    entry = next(site.glob(f'{old}*-*.dist-info'))
+    # mmcv, mmcv_lite or onedl_mmcv.
+    entry = next(site.glob(f'*{old}*-*.dist-info'))
     metadata = (entry / 'METADATA').read_text()
     entry.unlink()
-    new = site / f'{old}-{version}.dist-info'
+    new = site / f'{entry.name.split("-")[0]}-{version}.dist-info'
     new.mkdir()
     head = [f'Version: {version}' if line.startswith('Version:') else line for line in metadata.splitlines()]
     (new / 'METADATA').write_text('\n'.join(head))
@@ -41,7 +41,7 @@ def test_all_is_well(run_tool):
 
 
 def test_missing_packages_are_reported(broken):
-    result = broken(without=('mmcv', 'mmdet'))
+    result = broken(without=('mmcv', 'mmdet', 'onedl_mmcv', 'onedl_mmdet'))
     assert result.returncode == 1, result.stderr
     assert 'Traceback' not in result.stderr
     assert 'mmcv is not installed' in result.stdout
@@ -96,7 +96,7 @@ def test_mmcv_with_ops_that_do_not_load(broken):
     assert result.returncode == 1, result.stderr
     assert 'mmcv ops on cpu: they do not fit torch' in result.stdout
     assert 'undefined symbol: _ZN3c10' in result.stdout
-    assert REBUILD_MMCV in result.stdout
+    assert rebuild_mmcv_command() in result.stdout
     assert 'a forward' not in result.stdout
 
 
@@ -108,7 +108,7 @@ def test_several_kinds_of_mmcv(broken):
                 folder.mkdir()
                 (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 2.1.0\n')
 
-    result = broken(prepare=prepare)
+    result = broken(without=('onedl_mm',), prepare=prepare)
     assert result.returncode == 1, result.stderr
     assert 'pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0' in result.stdout
 

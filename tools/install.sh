@@ -22,7 +22,6 @@ if [ -n "${STACK:-}" ]; then
     replaced=$(sed -n 's/^# replaces: //p' "$stack" | tr ' ' '|')
     grep -vE "^($replaced)(=|>|$)" requirements.txt > "$requirements"
     cat "$stack" >> "$requirements"
-    for setting in $(sed -n 's/^# environment: //p' "$stack"); do export "${setting?}"; done
 fi
 "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
     echo "install: Python 3.10 or newer is needed; set PYTHON=/path/to/python3" >&2

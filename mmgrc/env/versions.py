@@ -7,14 +7,14 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 __all__ = [
-    'COMPILE_MMCV',
-    'REBUILD_MMCV',
     'REQUIREMENTS',
     'Requirement',
     'StackError',
     'check_stack',
+    'compile_mmcv_command',
     'distribution_version',
     'installed_version',
+    'rebuild_mmcv_command',
     'requirements',
     'version_problem',
 ]
@@ -43,11 +43,6 @@ class Requirement(NamedTuple):
         return f'{self.minimum} or newer' + (f', below {self.below}' if self.below else '')
 
 
-_COMPILED_MMCV = 'pip install --no-build-isolation mmcv==2.1.0'
-REBUILD_MMCV = f'pip uninstall -y mmcv; pip cache remove mmcv; {_COMPILED_MMCV}'
-"""The command that recompiles mmcv's ops against the installed torch."""
-COMPILE_MMCV = f'pip uninstall -y mmcv-lite; pip install wheel ninja; {_COMPILED_MMCV}'
-"""The command that replaces mmcv-lite with mmcv and its ops, as ``make env-full`` does. It needs a compiler."""
 REQUIREMENTS = (
     Requirement('torch', '2.13.0', '2.6', None, 'pip install torch==2.13.0'),
     Requirement('mmengine', '0.10.7', '0.10.7', '1.0', 'pip install mmengine==0.10.7'),
@@ -59,7 +54,7 @@ REQUIREMENTS = (
 # The maintained fork has the import names of OpenMMLab's packages, and its own version numbers.
 _FORK = {
     'mmengine': Requirement('mmengine', '0.10.12', '0.10.12', '1.0', 'pip install onedl-mmengine==0.10.12'),
-    'mmcv': Requirement('mmcv', '2.3.6', '2.3.6', '3.0', 'pip install --no-build-isolation onedl-mmcv==2.3.6'),
+    'mmcv': Requirement('mmcv', '2.3.6', '2.3.6', '3.0', 'pip install onedl-mmcv==2.3.6'),
     'mmdet': Requirement('mmdet', '3.5.1', '3.5.1', '4.0', 'pip install onedl-mmdetection==3.5.1'),
 }
 # They are looked up first, because finding the distribution of an import name takes half a second.
@@ -70,10 +65,32 @@ _DISTRIBUTIONS = {
 }
 
 
+def _is_fork() -> bool:
+    return distribution_version('onedl-mmdetection') is not None and distribution_version('mmdet') is None
+
+
 def requirements() -> tuple[Requirement, ...]:
     """:data:`REQUIREMENTS`, or those of the maintained fork if its mmdet is installed."""
-    fork = distribution_version('onedl-mmdetection') is not None and distribution_version('mmdet') is None
+    fork = _is_fork()
     return tuple(_FORK.get(need.package, need) if fork else need for need in REQUIREMENTS)
+
+
+def compile_mmcv_command() -> str:
+    """The command that replaces mmcv-lite with mmcv and its ops, as ``make env-full`` does. It needs a compiler."""
+    if _is_fork():
+        return rebuild_mmcv_command()
+    return 'pip uninstall -y mmcv-lite; pip install wheel ninja; pip install --no-build-isolation mmcv==2.1.0'
+
+
+def rebuild_mmcv_command() -> str:
+    """The command that recompiles mmcv's ops against the installed torch."""
+    if _is_fork():
+        # Its only distribution gets ops where it is built beside torch, so pip may have cached a wheel without them.
+        return (
+            'pip uninstall -y onedl-mmcv; pip cache remove onedl-mmcv; pip install wheel ninja; '
+            'pip install --no-build-isolation onedl-mmcv==2.3.6'
+        )
+    return 'pip uninstall -y mmcv; pip cache remove mmcv; pip install --no-build-isolation mmcv==2.1.0'
 
 
 def distribution_version(distribution: str) -> str | None:
@@ -130,6 +147,8 @@ def check_stack() -> None:
         try:
             import mmcv.ops  # noqa: F401
         except ImportError as error:
-            problems.append(f'the compiled ops of mmcv do not fit the installed torch ({error}). Type: {REBUILD_MMCV}')
+            problems.append(
+                f'the compiled ops of mmcv do not fit the installed torch ({error}). Type: {rebuild_mmcv_command()}'
+            )
     if problems:
         raise StackError('mmgrc cannot run with what is installed:\n  ' + '\n  '.join(problems))

@@ -19,7 +19,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmgrc.env.mmcv_ops import missing_ops
-from mmgrc.env.versions import COMPILE_MMCV
+from mmgrc.env.versions import compile_mmcv_command
 
 from .error import InputError
 from .options import unused_options
@@ -131,6 +131,6 @@ def build_model(config: Config) -> nn.Module:
     for name, layer in missing_ops(model):
         raise InputError(
             f'model.{name} is a {type(layer).__name__}. Its op needs compiled mmcv. Type: make env-full (in an '
-            f'environment of your own: {COMPILE_MMCV})'
+            f'environment of your own: {compile_mmcv_command()})'
         )
     return model

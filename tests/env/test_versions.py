@@ -17,14 +17,13 @@ except ImportError:  # Python 3.10, where pytest needs this package
 
 
 def pretend(monkeypatch, others):
-    """Let distributions report other versions. None: not installed."""
-    installed = versions.version
+    """Let distributions report other versions than the tested ones. None: not installed."""
+    installed = {**{need.package: need.tested for need in versions.REQUIREMENTS}, **others}
 
     def version(name):
-        found = others[name] if name in others else installed(name)
-        if found is None:
+        if installed.get(name) is None:
             raise versions.PackageNotFoundError(name)
-        return found
+        return installed[name]
 
     monkeypatch.setattr(versions, 'version', version)
     # The distributions of import names that no distribution of a known name has.
@@ -65,6 +64,7 @@ def test_the_fork_has_versions_of_its_own(monkeypatch):
     openmmlab = dict.fromkeys(('mmcv', 'mmcv-lite', 'mmdet', 'mmengine'))
     pretend(monkeypatch, {**openmmlab, **fork})
     versions.check_stack()
+    assert 'pip cache remove onedl-mmcv' in versions.compile_mmcv_command() == versions.rebuild_mmcv_command()
     pretend(monkeypatch, {**openmmlab, **fork, 'onedl-mmcv': '2.2.0'})
     with pytest.raises(versions.StackError, match=r'mmcv 2\.2\.0 is installed .*onedl-mmcv==2\.3\.6'):
         versions.check_stack()
@@ -74,7 +74,8 @@ def test_the_fork_has_versions_of_its_own(monkeypatch):
         versions.check_stack()
 
 
-def test_requirements_pin_the_tested_versions():
+def test_requirements_pin_the_tested_versions(monkeypatch):
+    pretend(monkeypatch, {})
     light, full = (
         dict(re.findall(r'^([a-z-]+)==(\S+)', (REPOSITORY / f'requirements{kind}.txt').read_text(), re.M))
         for kind in ('', '-full')
@@ -85,7 +86,8 @@ def test_requirements_pin_the_tested_versions():
         tested = Version(requirement.tested)
         assert tested >= Version(requirement.minimum)
         assert requirement.below is None or tested < Version(requirement.below)
-    assert f'pip install --no-build-isolation mmcv=={full["mmcv"]}' in versions.COMPILE_MMCV
+    for command in (versions.compile_mmcv_command(), versions.rebuild_mmcv_command()):
+        assert f'pip install --no-build-isolation mmcv=={full["mmcv"]}' in command
 
 
 def test_uv_takes_the_pins_of_the_requirements():

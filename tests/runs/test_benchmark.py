@@ -70,7 +70,7 @@ def test_without_a_memory_is_the_baseline():
     found = [benchmark.build_model(benchmark._load(*side)).backbone for side in sides]
     assert not found[0].grc_layers()
     assert found[0].state_dict().keys() == found[1].state_dict().keys()
-    with pytest.raises(InputError, match='the backbone ResNet has no GRC, .*: compare it with another config'):
+    with pytest.raises(InputError, match=r'the backbone ResNet has no GRC, .*: compare it with another config'):
         benchmark._load('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', 'no-memory')
 
 

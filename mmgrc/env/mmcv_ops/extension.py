@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ..versions import COMPILE_MMCV
+from ..versions import compile_mmcv_command
 from . import nms as _nms
 from . import roi_align as _roi_align
 
@@ -29,7 +29,7 @@ class MissingOpError(NotImplementedError):
     def __init__(self, op: str):
         super().__init__(
             f"mmcv's op {op} is not available: mmgrc provides only the ops that its recipes use. The others need "
-            f'compiled mmcv. Type: make env-full (in your own environment: {COMPILE_MMCV})'
+            f'compiled mmcv. Type: make env-full (in your own environment: {compile_mmcv_command()})'
         )
 
 

@@ -131,5 +131,5 @@ def test_a_stack_that_is_not_there_is_refused(tmp_path):
         check=False,
     )
     assert run.returncode == 1
-    assert run.stderr == 'install: there is no stack newest: allowed are floor fork torch-2.14\n'
+    assert run.stderr == 'install: there is no stack newest: allowed are floor fork python-3.10 torch-2.14\n'
     assert not (tmp_path / 'venv').exists()

@@ -9,6 +9,7 @@ import subprocess
 from html.parser import HTMLParser
 
 import cv2
+import mmengine
 import numpy as np
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_says_what_was_logged(report):
     last = validation[2]['coco/bbox_mAP']
     assert any(cell.startswith(f'{last:.3f} after the last validation (epoch 2)') for cell in page.cells)
     assert 'MMEngine' in page.cells
-    assert '0.10.7' in page.cells
+    assert mmengine.__version__ in page.cells
     text = html.unescape(re.search(r'<pre>(.*)</pre>', report.read_text(), re.S)[1])
     assert Config.fromstring(text, '.py').to_dict() == Config.fromfile(work_dir / 'mask_rcnn_grc_pvt.py').to_dict()
 

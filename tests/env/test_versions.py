@@ -5,6 +5,7 @@ import re
 import subprocess
 
 import pytest
+import yaml
 from packaging.version import Version
 
 from mmgrc.env import versions
@@ -90,6 +91,16 @@ def test_requirements_pin_the_tested_versions(monkeypatch):
         assert f'pip install --no-build-isolation mmcv=={full["mmcv"]}' in command
 
 
+def test_each_python_of_the_package_has_a_job():
+    project = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())['project']
+    pythons = {line.rpartition(' ')[2] for line in project['classifiers'] if line.startswith('Programming Language')}
+    jobs = yaml.safe_load((REPOSITORY / '.github/workflows/ci.yml').read_text())['jobs']
+    (setup,) = (step for step in jobs['run']['steps'] if 'setup-python' in step.get('uses', ''))
+    others = jobs['pythons']['strategy']['matrix']['python']
+    assert pythons == {setup['with']['python-version'], *others}
+    assert project['requires-python'] == f'>={min(pythons, key=Version)}'
+
+
 def test_uv_takes_the_pins_of_the_requirements():
     pins = set((REPOSITORY / 'requirements.txt').read_text().splitlines())
     project = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())
@@ -131,5 +142,5 @@ def test_a_stack_that_is_not_there_is_refused(tmp_path):
         check=False,
     )
     assert run.returncode == 1
-    assert run.stderr == 'install: there is no stack newest: allowed are floor fork python-3.10 torch-2.14\n'
+    assert run.stderr == 'install: there is no stack newest: allowed are floor fork torch-2.14\n'
     assert not (tmp_path / 'venv').exists()

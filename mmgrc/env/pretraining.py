@@ -8,7 +8,7 @@ from .versions import Requirement, installed_version, version_problem
 
 __all__ = ['INSTALL', 'REQUIREMENTS', 'PretrainingError', 'check_pretraining', 'is_installed']
 
-INSTALL = "make env-pretrain (in an environment of your own: pip install 'mmgrc[pretrain]')"
+INSTALL = 'make env-pretrain (in an environment of your own: pip install mmpretrain model-index torchvision)'
 """What installs the packages."""
 REQUIREMENTS = (
     Requirement('mmpretrain', '1.2.0', '1.2.0', '2.0', 'pip install mmpretrain==1.2.0'),

@@ -62,7 +62,7 @@ def test_without_mmpretrain(tmp_path):
     assert result.returncode == 1
     assert result.stderr.endswith(
         'pretrain: pre-training needs mmpretrain, which is not installed. Type: make env-pretrain (in an environment '
-        "of your own: pip install 'mmgrc[pretrain]')\n"
+        'of your own: pip install mmpretrain model-index torchvision)\n'
     )
     assert 'Traceback' not in result.stderr
 

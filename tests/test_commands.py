@@ -132,7 +132,7 @@ def entry(table, command):
 def filled_in(command):
     for placeholder, value in PLACEHOLDERS.items():
         command = re.sub(rf'(?<!\w){re.escape(placeholder)}(?!\w)', value, command)
-    left = re.search(r'\b[A-Z][A-Z_]+\b(?!=)|/path/\S*', command)
+    left = re.search(r'(?<!\$)\b[A-Z][A-Z_]+\b(?!=)|/path/\S*', command)
     assert not left, f'{left[0]} is no entry of PLACEHOLDERS'
     return command
 

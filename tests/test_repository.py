@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -92,6 +93,22 @@ def test_commands_import_the_package_alone():
             assert not imported(path) & ({'tools', 'dev', 'tests'} - also), path
     # Modules below the root are imported by their room.
     assert {path.name for path in REPOSITORY.glob('mmgrc/*.py')} == {'__init__.py', 'check_env.py', 'version.py'}
+
+
+def test_tests_of_a_group_run_in_one_process(tmp_path):
+    """Some groups share a service, and others what takes long to make."""
+    (tmp_path / 'test_group.py').write_text("""
+import os, pathlib, pytest
+
+@pytest.mark.xdist_group('one')
+@pytest.mark.parametrize('number', range(6))
+def test_process(number):
+    pathlib.Path(f'{number}.pid').write_text(str(os.getpid()))
+""")
+    options = '-p', 'no:cacheprovider', '-c', REPOSITORY / 'pyproject.toml', '--rootdir', tmp_path, '-n', '2'
+    subprocess.run([sys.executable, '-m', 'pytest', *options, 'test_group.py'], cwd=tmp_path, check=True)
+    assert len({path.read_text() for path in tmp_path.glob('*.pid')}) == 1
+    assert len(list(tmp_path.glob('*.pid'))) == 6
 
 
 def test_versions_agree():

@@ -18,17 +18,14 @@ BATCHES = {
     'large': [random_image(330, 200, 2)],
     'three sizes': [random_image(70, 150, 3), random_image(96, 64, 4), random_image(80, 60, 5)],
 }
-DETECTORS = {
-    'mask': ('shapes/mask_rcnn_grc_pvt.py', {}),
-    'retina': ('shapes/retinanet_grc_swin.py', {}),
-    'nothing': ('shapes/mask_rcnn_grc_pvt.py', {'model.test_cfg.rcnn.score_thr': 1.0}),
-}
+# In one process of pytest-xdist: an export takes half a minute.
+pytestmark = pytest.mark.xdist_group('export')
 
 
-@pytest.fixture(scope='module', params=DETECTORS.values(), ids=DETECTORS)
+@pytest.fixture(scope='module', params=['shapes/mask_rcnn_grc_pvt.py', 'shapes/retinanet_grc_swin.py'])
 def exported(request, tmp_path_factory):
     """A detector and its file."""
-    model = build_detector(*request.param)
+    model = build_detector(request.param)
     path = tmp_path_factory.mktemp('export') / 'detector.onnx'
     export_onnx(model, path)
     return model, path
@@ -47,9 +44,7 @@ def test_finds_what_mmdetection_finds(exported, images):
     expected, batch, sizes = predict(model, images)
     found = run(path, batch, sizes)
     assert list(found) == ['boxes', 'scores', 'labels', 'image', *(['masks'] if hasattr(model, 'roi_head') else [])]
-    finds_nothing = hasattr(model, 'roi_head') and model.roi_head.test_cfg.score_thr == 1
-    for instances, _ in expected:
-        assert len(instances) == 0 if finds_nothing else len(instances) > 20
+    assert all(len(instances) > 20 for instances, _ in expected)
     assert_same_detections(found, expected, share=0.97)
 
 

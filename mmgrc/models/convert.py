@@ -153,8 +153,7 @@ def _fit_sizes(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
             continue
         grid = tokens.unflatten(1, _old_grid(key, tokens.shape[1], size))
         if key.endswith('.grc.cache'):
-            old = (grid.shape[1], grid.shape[2])
-            fitted = make_resampling(torch.tensor([old], dtype=grid.dtype), old, old, size)(grid)
+            fitted = _resize_cache(grid, size)
         else:
             mode = 'bilinear' if key.endswith('.pos_embed') else 'bicubic'
             fitted = F.interpolate(grid.permute(0, 3, 1, 2), size=size, mode=mode).flatten(2).transpose(1, 2)
@@ -169,12 +168,12 @@ def _fit_sizes(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
 
 def _grids(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
     """Rows and columns of the position tables and caches of a backbone, by key."""
-    grids: dict[str, tuple[int, int]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, GRC):
-            grids[f'{name}.cache'] = module.cache_size
-        elif isinstance(module, AbsolutePositionEmbedding):
-            grids[f'{name}.pos_embed'] = module.pos_shape
+    grids: dict[str, tuple[int, int]] = {
+        f'{name}.pos_embed': module.pos_shape
+        for name, module in model.named_modules()
+        if isinstance(module, AbsolutePositionEmbedding)
+    }
+    grids.update(_cache_sizes(model))
     for key, value in own.items():
         if key.endswith('relative_position_bias_table'):
             side = math.isqrt(value.shape[0])
@@ -182,6 +181,17 @@ def _grids(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, tuple[int, 
     if 'absolute_pos_embed' in own:
         grids['absolute_pos_embed'] = model.pretrain_grid
     return grids
+
+
+def _cache_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the caches of a model, by key."""
+    return {f'{name}.cache': layer.cache_size for name, layer in model.named_modules() if isinstance(layer, GRC)}
+
+
+def _resize_cache(cache: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resample a cache (1, rows, columns, D_m) to another grid. Returns (1, T_m, D_m)."""
+    old = (cache.shape[1], cache.shape[2])
+    return make_resampling(torch.tensor([old], dtype=cache.dtype), old, old, size)(cache)
 
 
 def _old_grid(key: str, length: int, size: tuple[int, int]) -> tuple[int, int]:
@@ -417,15 +427,10 @@ def resize_caches(checkpoint: Mapping, old: nn.Module, new: nn.Module) -> tuple[
     """
     state = checkpoint_state(checkpoint)
     _require_fit(state, old, 'the old config')
-    old_sizes, new_sizes = (
-        {f'{name}.cache': layer.cache_size for name, layer in model.named_modules() if isinstance(layer, GRC)}
-        for model in (old, new)
-    )
+    old_sizes, new_sizes = _cache_sizes(old), _cache_sizes(new)
     resized = [key for key, size in new_sizes.items() if old_sizes.get(key, size) != size]
     for key in resized:
-        size = old_sizes[key]
-        resampling = make_resampling(torch.tensor([size], dtype=state[key].dtype), size, size, new_sizes[key])
-        state[key] = resampling(state[key].unflatten(1, size))
+        state[key] = _resize_cache(state[key].unflatten(1, old_sizes[key]), new_sizes[key])
     _require_fit(state, new, 'the new config')
     return state, resized
 

@@ -86,6 +86,32 @@ class _RestOfEpoch(Sampler):
         yield from itertools.islice(self.batches, done, None)
 
 
+class _Replayed:
+    """The batches of a training by iterations, from the first one.
+
+    MMEngine skips the batches from before an interruption by loading them again.
+
+    Args:
+        batches: MMEngine's iterator over all batches.
+        done: How many batches were done before the interruption.
+        state: Random state to restore after these.
+    """
+
+    def __init__(self, batches: Iterator, done: int, state: dict) -> None:
+        self._batches = batches
+        self._left = done
+        self._state = state
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self) -> object:
+        if self._left == 0:
+            set_random_state(self._state)
+        self._left -= 1
+        return next(self._batches)
+
+
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
     """Save with each checkpoint what a resumed run needs to equal the uninterrupted one, for each rank.
@@ -99,6 +125,8 @@ class ExactResumeHook(Hook):
 
     After a stop in mid-epoch, the workers for the rest of that epoch start again with its seeds. The data order is that
     of the uninterrupted run, but the augmentations are not. With ``num_workers=0`` the augmentations are the same, too.
+    In a training by iterations (``IterBasedTrainLoop``), MMEngine loads the batches from before the interruption again,
+    and the augmentations are always the same.
     """
 
     # Before the checkpoint of the same iteration is written.
@@ -142,12 +170,17 @@ class ExactResumeHook(Hook):
             )
             return
         loader, done, state = runner.train_dataloader, saved['batches_done'], saved['ranks'][get_rank()]
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            # MMEngine created the loader and its workers before it read the checkpoint, and with it the seed.
+            loop, config = runner.train_loop, {**runner.cfg.train_dataloader, 'dataset': loader.dataset}
+            loop.dataloader = runner.build_dataloader(
+                config, seed=runner.seed, diff_rank_seed=runner.cfg.get('randomness', {}).get('diff_rank_seed', False)
+            )
+            loop.dataloader_iterator = _Replayed(type(loop.dataloader_iterator)(loop.dataloader), runner.iter, state)
+            return
         sampler = _sampler(loader)
         if saved['sampler_seed'] is not None and hasattr(sampler, 'seed'):
             sampler.seed = saved['sampler_seed']
-        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
-            set_random_state(state)
-            return
         changed = _what_changed(saved, _describe_epoch(runner))
         if changed:
             restart = f' Epoch {runner.epoch + 1} starts from its first batch.' if done else ''

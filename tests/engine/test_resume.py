@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmgrc.engine.exact_resume_hook import random_state, set_random_state
 from mmgrc.engine.stop_signal_hook import StopSignalHook
 from mmgrc.runs.checkpoint import last_good_checkpoint, read_checkpoint
-from tests.conftest import NARROW, SHAPES_CONFIG
+from tests.conftest import NARROW, REPOSITORY, SHAPES_CONFIG
 from tests.helpers.processes import Tool
 
 EPOCHS, STEPS = 3, 4  # 8 images, 2 at a time
@@ -233,3 +233,38 @@ def test_unknown_signal_is_named():
     with pytest.raises(ValueError, match="name='USR1' is not a signal"):
         StopSignalHook(name='USR1')
     assert issubclass(StopSignalHook, Hook)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('workers', 'seed'), [(0, SEED), (2, 'randomness.seed=None')])
+@pytest.mark.parametrize('sampler', ['InfiniteSampler', 'DefaultSampler'])
+def test_training_by_iterations(shapes, tmp_path, sampler, workers, seed):
+    """As with the config for small data. The checkpoint is in the middle of a pass over the images."""
+    config = tmp_path / 'iterations.py'
+    config.write_text(
+        f"""
+_base_ = {str(REPOSITORY / SHAPES_CONFIG)!r}
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=7, val_interval=3)
+train_dataloader = dict(sampler=dict(type={sampler!r}))
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(by_epoch=False, interval=3, max_keep_ckpts=-1))
+log_processor = dict(by_epoch=False)
+"""
+    )
+    options = [
+        *(option for option in OPTIONS if not option.startswith('train_cfg')),
+        *(seed, f'train_dataloader.num_workers={workers}', f'train_dataloader.persistent_workers={workers > 0}'),
+        'default_hooks.logger.interval=1',
+    ]
+
+    def run(work_dir, *flags, log):
+        arguments = [config, '--work-dir', work_dir, *flags, '--cfg-options', *options]
+        tool = Tool('train', *arguments, log=tmp_path / log, env={'SHAPES_ROOT': str(shapes)})
+        assert tool.end() == 0, tool.output[-3000:]
+
+    whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
+    run(whole, log='whole.log')
+    resumed.mkdir()
+    shutil.copy2(whole / 'iter_3.pth', resumed)
+    (resumed / 'last_checkpoint').write_text(str(resumed / 'iter_3.pth'))
+    run(resumed, '--resume', log='resumed.log')
+    assert_same_end(resumed, whole, 'iter_7.pth', first_step=4)

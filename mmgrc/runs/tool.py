@@ -31,6 +31,7 @@ from mmgrc.engine.stop_signal_hook import TrainingStopped
 from .config import build_model, config_path, load_config
 from .error import InputError
 from .preflight import check_optimizer, check_parts, check_resume, check_weights, check_work_dir
+from .processes import end_forks_with_this_process
 
 __all__ = ['Tool', 'check_training', 'run_tool']
 
@@ -171,6 +172,7 @@ def run_tool(tool: Tool) -> str | None:
         _prepare(tool, args)
         # The tool gets the prepared arguments.
         module.parse_args = lambda: args
+        end_forks_with_this_process()
         message = _run(module)
     except InputError as error:
         message = str(error)

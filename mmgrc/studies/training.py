@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import math
@@ -12,7 +11,6 @@ import re
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from mmgrc.engine.atomic_checkpoint_hook import write_atomically
 from mmgrc.engine.stop_signal_hook import CHECKPOINT_NAME
 from mmgrc.runs.error import InputError
+from mmgrc.runs.processes import end_with_parent
 from mmgrc.visualization.curves import read_scalars
 
 from .table import Run
@@ -31,7 +30,6 @@ LOG = 'train.log'
 _DEFINITION, _RESULT, _LOCK = 'run.json', 'result.json', '.lock'
 _ETA = re.compile(r'eta: (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)')
 _TAIL_BYTES = 8192
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class Training:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 pass_fds=[self._lock],
-                preexec_fn=_die_with_parent if sys.platform == 'linux' else None,
+                preexec_fn=end_with_parent,
             )
 
     def _earlier_seconds(self) -> float:
@@ -253,8 +251,3 @@ class Training:
             peak_memory=max(memory) if memory else resident,
             wall_time=self._seconds_before,
         )
-
-
-def _die_with_parent() -> None:
-    """Have the kernel kill this process if its parent is killed, since nothing else would."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

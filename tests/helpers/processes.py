@@ -118,9 +118,6 @@ class Tool:
             # Like sys.exit().
             print(code, file=sys.stderr)
             code = 1
-        # As at the end of an interpreter. Workers of a loader without end would survive.
-        for worker in multiprocessing.active_children():
-            worker.terminate()
         os._exit(code or 0)
 
     @property

@@ -1,5 +1,7 @@
 """Small detectors with random weights that find many objects, and MMDetection's predictions to compare with."""
 
+import itertools
+
 import numpy as np
 import torch
 from mmcv.transforms import Compose
@@ -112,3 +114,15 @@ def assert_same_detections(found, expected, share=1.0):
                     mask = paste(found['masks'][here][i], boxes[i], *meta['ori_shape'])
                     assert (np.abs(mask - 0.5) < 1e-3)[(mask >= 0.5) != instances.masks[place]].all()
         assert equal >= share * len(scores)
+
+
+def raise_in_third_step(monkeypatch, model, error):
+    """Let the model detect in two batches, and then raise the error."""
+    step, number = model.test_step, itertools.count()
+
+    def test_step(data):
+        if next(number) == 2:
+            raise error
+        return step(data)
+
+    monkeypatch.setattr(model, 'test_step', test_step)

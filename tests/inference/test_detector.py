@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 
 from mmgrc.inference import detect, detector, find_images, load_detector, select_classes
 from mmgrc.runs.error import InputError
+from tests.helpers.detectors import raise_in_third_step
 
 
 @pytest.fixture(scope='module')
@@ -142,14 +143,7 @@ def test_whatever_fails_is_of_its_image(model, shapes, tmp_path, monkeypatch):
 @pytest.mark.parametrize('error', [KeyboardInterrupt, SystemExit])
 def test_what_is_done_is_written_when_interrupted(model, shapes, tmp_path, monkeypatch, error):
     images = find_images(str(shapes / 'val'))
-    step, count = model.test_step, iter(range(10))
-
-    def test_step(data):
-        if next(count) == 2:
-            raise error
-        return step(data)
-
-    monkeypatch.setattr(model, 'test_step', test_step)
+    raise_in_third_step(monkeypatch, model, error)
     with pytest.raises(error):
         list(detect(model, images, tmp_path, 0.0, [0, 1, 2]))
     content = json.loads((tmp_path / 'detections.json').read_text())

@@ -24,6 +24,7 @@ from mmgrc.inference import (
     video,
 )
 from mmgrc.runs.error import InputError
+from tests.helpers.detectors import raise_in_third_step
 from tests.helpers.videos import read_video, write_video
 
 LABELS = [0, 1, 2]
@@ -218,14 +219,7 @@ def test_whatever_fails_is_of_its_frame(model, images, thr, tmp_path, monkeypatc
 def test_what_is_done_is_written_when_interrupted(model, images, thr, tmp_path, monkeypatch, error):
     write_video(tmp_path / 'in.mp4', images, 25, 'mp4v')
     source = open_video(str(tmp_path / 'in.mp4'))
-    step, count = model.test_step, iter(range(10))
-
-    def test_step(data):
-        if next(count) == 2:
-            raise error
-        return step(data)
-
-    monkeypatch.setattr(model, 'test_step', test_step)
+    raise_in_third_step(monkeypatch, model, error)
     with pytest.raises(error):
         list(detect_video(model, source, out := drawn_video(source, tmp_path / 'out'), thr, LABELS))
     assert len(json.loads((tmp_path / 'out' / 'detections.json').read_text())['images']) == 2

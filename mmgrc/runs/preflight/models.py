@@ -295,8 +295,10 @@ def check_resume(
     work_dir: str,
     optimizer: OptimWrapper | None = None,
     model: nn.Module | None = None,
-) -> str:
+) -> str | None:
     """Choose and check the checkpoint from which a training resumes.
+
+    Without one, OpenMMLab's tools must not be told to resume: they would ignore the ``load_from`` of the config.
 
     Args:
         config: The whole config.
@@ -306,7 +308,8 @@ def check_resume(
         model: See :func:`check_checkpoint`.
 
     Returns:
-        The path if the last checkpoint had to be skipped for an older one. Otherwise ``resume``.
+        The path if the last checkpoint had to be skipped for an older one. None if there is no checkpoint to resume
+        from. Otherwise ``resume``.
 
     Raises:
         InputError: The file is missing, cannot be read, or belongs to another model, to another optimizer or to no
@@ -321,7 +324,9 @@ def check_resume(
                 'or name another checkpoint.'
             )
         if last is None:
-            return resume
+            start = f' from the weights {config.load_from}' if config.get('load_from') else ''
+            print_log(f'--resume: no checkpoint in {work_dir} yet, the training starts anew{start}', logger='current')
+            return None
         for reason in skipped:
             print_log(f'--resume: skipped a checkpoint: {reason}', logger='current', level=logging.WARNING)
         pointer = Path(work_dir, 'last_checkpoint')

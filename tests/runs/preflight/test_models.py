@@ -59,7 +59,7 @@ def test_explicit_checkpoint_that_is_damaged(config, checkpoint, tmp_path):
     with pytest.raises(InputError, match=r'no checkpoint in .* can be read. .*Remove them to start again'):
         check_resume(config, 'auto', str(tmp_path))
     checkpoint.unlink()
-    assert check_resume(config, 'auto', str(tmp_path)) == 'auto'
+    assert check_resume(config, 'auto', str(tmp_path)) is None
 
 
 def test_checkpoint_of_weights_alone_cannot_go_on(config, checkpoint, tmp_path):

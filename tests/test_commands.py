@@ -35,8 +35,9 @@ PLACEHOLDERS = {
     # The work dir has a copy of the config, with the options of the training.
     'CONFIG': 'work_dirs/mask_rcnn_grc_pvt/mask_rcnn_grc_pvt.py',
     'CHECKPOINT': 'work_dirs/mask_rcnn_grc_pvt/epoch_1.pth',
-    # The trial of the COCO configs has one epoch.
+    # The trial of the COCO configs has one epoch, that of small data two steps.
     'epoch_12': 'epoch_1',
+    'iter_400': 'iter_2',
     "IMAGE|DIR|'GLOB'": "'data/shapes/val/00000[12].png'",
     'IMAGE': 'data/shapes/val/000001.png',
     'SRC': 'pvt_tiny.pth',

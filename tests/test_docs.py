@@ -128,6 +128,17 @@ def test_results_of_a_study_are_those_of_its_runs(runs):
         assert f'| `{left}` - `{right}` | {" | ".join(cells)} |' in page
 
 
+def test_results_on_few_images_are_those_of_their_runs():
+    page = (REPOSITORY / 'docs/small_data.md').read_text()
+    values = {}
+    with (REPOSITORY / 'docs/studies/small_data_pvt.csv').open() as file:
+        for row in csv.DictReader(file):
+            assert row['status'] == 'finished'
+            values.setdefault(row['arm'], []).append([float(row[f'coco/{kind}_mAP']) for kind in ('bbox', 'segm')])
+    rows = dict(re.findall(r'^\| `([\w.-]+)` \|.*\| ([\d. /]+) \|$', page, re.M))
+    assert rows == {arm: ' / '.join(f'{mean:.3f}' for mean in np.mean(found, axis=0)) for arm, found in values.items()}
+
+
 def test_results_with_other_caches_are_those_of_their_values():
     page = (REPOSITORY / 'docs/study.md').read_text()
     values = {}

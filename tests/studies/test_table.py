@@ -135,7 +135,8 @@ def test_tables_of_the_repository(path, monkeypatch, tmp_path):
         config = copy.deepcopy(files[run.arm.config])
         config.merge_from_dict(options_of(run.command()))
         configs.append(config)
-    assert len({str((c.model, c.optim_wrapper, c.get('load_from'))) for c in configs}) == len(configs)
+    parts = ('model', 'optim_wrapper', 'load_from', 'train_cfg', 'train_dataloader')
+    assert len({str([config.get(part) for part in parts]) for config in configs}) == len(configs)
     if study.reference is not None:
         # An arm may set the rates of the memory, in paramwise_cfg.
         schedules = [

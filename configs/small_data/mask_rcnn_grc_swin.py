@@ -1,0 +1,3 @@
+_base_ = ['../mask_rcnn_grc_swin.py', '../_base_/schedule_small_data.py']
+
+globals().update(_base_.pop('small_data'))

@@ -1,0 +1,3 @@
+_base_ = ['../retinanet_grc_pvt.py', '../_base_/schedule_small_data.py']
+
+globals().update(_base_.pop('small_data'))

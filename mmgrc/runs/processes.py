@@ -13,7 +13,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, even by ``kill -9``. It does nothing on other systems."""
+    """On Linux, have the kernel kill this process when its parent ends, even by ``kill -9``. Elsewhere, do nothing."""
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

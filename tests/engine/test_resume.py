@@ -246,14 +246,13 @@ def test_training_by_iterations(shapes, tmp_path, sampler, workers, seed):
 _base_ = {str(REPOSITORY / SHAPES_CONFIG)!r}
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=7, val_interval=3)
 train_dataloader = dict(sampler=dict(type={sampler!r}))
-default_hooks = dict(logger=dict(interval=1), checkpoint=dict(by_epoch=False, interval=3, max_keep_ckpts=-1))
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=3, max_keep_ckpts=-1))
 log_processor = dict(by_epoch=False)
 """
     )
     options = [
         *(option for option in OPTIONS if not option.startswith('train_cfg')),
         *(seed, f'train_dataloader.num_workers={workers}', f'train_dataloader.persistent_workers={workers > 0}'),
-        'default_hooks.logger.interval=1',
     ]
 
     def run(work_dir, *flags, log):

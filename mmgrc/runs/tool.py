@@ -90,7 +90,7 @@ def check_training(args: Namespace, config: Config) -> None:
     optimizer = check_optimizer(config, model, args.amp, args.auto_scale_lr)
     if args.resume is not None:
         args.resume = check_resume(config, args.resume, _work_dir(args, config), optimizer, model)
-    check_weights(config, model)
+    check_weights(config, model, resumes=args.resume is not None)
     check_parts(config)
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import cv2
 import pytest
@@ -118,17 +119,19 @@ def test_killed_run_resumes(python, run_tool, trained, shapes, tmp_path):
 @pytest.mark.slow
 def test_first_start_with_resume_loads_the_initial_weights(run_tool, trained, tmp_path):
     """Batch jobs and studies are always started with --resume. MMDetection's tool then ignores load_from."""
-    stock = trained / 'epoch_2.pth'
+    weights = Path(shutil.copy(trained / 'epoch_2.pth', tmp_path / 'weights.pth'))
+    wanted = torch.load(weights)['state_dict']
     # No weight changes, so that the checkpoints show where the training started.
-    options = [*FAST, f'load_from={stock}', 'optim_wrapper.optimizer.lr=0', 'train_dataloader.dataset.indices=4']
-    for epochs, start in ((1, f'yet, the training starts anew from the weights {stock}'), (2, 'resumed epoch: 1')):
-        args = [SHAPES_CONFIG, '--work-dir', tmp_path, '--resume', '--cfg-options', *options]
+    options = [*FAST, f'load_from={weights}', 'optim_wrapper.optimizer.lr=0', 'train_dataloader.dataset.indices=4']
+    for epochs, start in ((1, f'yet, the training starts anew from the weights {weights}'), (2, 'resumed epoch: 1')):
+        args = [SHAPES_CONFIG, '--work-dir', tmp_path / 'run', '--resume', '--cfg-options', *options]
         result = run_tool('train', *args, f'train_cfg.max_epochs={epochs}')
         assert result.returncode == 0, result.stderr[-2000:]
         assert start in result.stdout + result.stderr
-        found, wanted = (torch.load(path)['state_dict'] for path in (tmp_path / f'epoch_{epochs}.pth', stock))
-        weights = [key for key in wanted if not key.endswith('grc.cache')]
-        assert all(torch.equal(found[key], wanted[key]) for key in weights)
+        found = torch.load(tmp_path / 'run' / f'epoch_{epochs}.pth')['state_dict']
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted if not key.endswith('grc.cache'))
+        # The resumed training does not need them.
+        weights.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(

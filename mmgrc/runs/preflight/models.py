@@ -56,17 +56,19 @@ def _pretrained(config: object) -> Iterator[str]:
             yield from _pretrained(value)
 
 
-def check_weights(config: Config, model: nn.Module) -> None:
+def check_weights(config: Config, model: nn.Module, resumes: bool = False) -> None:
     """Check that the initial weights can be read and fit. Those with an address are downloaded now.
 
     Args:
         config: The whole config.
         model: Its model, which does not change.
+        resumes: Whether the training continues from a checkpoint. Then it does not read ``load_from`` again.
 
     Raises:
         InputError: A file is missing, cannot be downloaded or read, or has no weights of the model.
     """
-    files = {source: _local(source) for source in dict.fromkeys([*_pretrained(config.model), config.get('load_from')])}
+    load_from = None if resumes else config.get('load_from')
+    files = {source: _local(source) for source in dict.fromkeys([*_pretrained(config.model), load_from])}
     contents = {}
     for source, path in files.items():
         if path is None:
@@ -82,8 +84,8 @@ def check_weights(config: Config, model: nn.Module) -> None:
                 module.match_weights(contents[source])
             except ValueError as error:
                 raise InputError(f'the weights {source}, of backbone.init_cfg, do not fit: {error}') from error
-    if config.get('load_from') in contents:
-        _check_fit(contents[config.load_from], model, config.load_from)
+    if load_from in contents:
+        _check_fit(contents[load_from], model, load_from)
 
 
 def _local(source: str | None) -> Path | None:

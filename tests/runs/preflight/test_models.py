@@ -238,3 +238,8 @@ def test_detector_weights_of_another_detector(config, tmp_path):
     torch.save({'state_dict': {**state, cache: state[cache][:, 1:]}}, config.load_from)
     with pytest.raises(InputError, match=rf'{cache} has the shape .*--resize-caches'):
         check_weights(config, model)
+    check_weights(config, model, resumes=True)
+    Path(config.load_from).unlink()
+    check_weights(config, model, resumes=True)
+    with pytest.raises(InputError, match='there are no weights at'):
+        check_weights(config, model)

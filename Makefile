@@ -25,7 +25,7 @@ help: ## List the targets
 
 env: $(STAMP) ## Create .venv and install everything (minutes, no compiler)
 
-env-full: $(FULL_STAMP) ## The same with compiled mmcv, for ops that no recipe here uses (7 to 18 minutes on two cores)
+env-full: $(FULL_STAMP) ## The same with compiled mmcv, for ops that no recipe here uses (7 to 20 minutes on two cores)
 
 env-pretrain: $(PRETRAIN_STAMP) ## Add mmpretrain to .venv, for pre-training on ImageNet (less than a minute)
 

@@ -46,7 +46,7 @@ compile_mmcv() {
     export PATH="$PWD/$venv/bin:$PATH" # for ninja
     # It has the same files.
     "$python" -m pip uninstall -y -q mmcv-lite
-    echo 'install: mmcv is compiled now unless pip has a wheel of it: 7 to 18 minutes on two cores'
+    echo 'install: mmcv is compiled now unless pip has a wheel of it: 7 to 20 minutes on two cores'
     # mmcv is compiled against the installed torch, so torch and the build tools come first.
     grep -E '^(wheel|ninja)==' requirements-full.txt | "$python" -m pip install -r /dev/stdin
     "$python" -m pip install --no-build-isolation -r requirements-full.txt

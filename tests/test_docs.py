@@ -100,6 +100,14 @@ COMPARED = {
         ('both', 'plain'),
         ('both', 'convolution'),
     ],
+    'shapes_memory_swin': [
+        ('convolution', 'plain'),
+        ('memory', 'plain'),
+        ('both', 'plain'),
+        ('frozen', 'plain'),
+        ('memory', 'both'),
+        ('frozen', 'memory'),
+    ],
     'shapes_memory_settings_pvt': [('frozen', 'memory'), ('half', 'memory'), ('rate_10', 'memory')],
 }
 

@@ -39,21 +39,19 @@ __all__ = [
     'check_work_dir',
 ]
 
-_NO_WEIGHTS = '--cfg-options model.backbone.init_cfg=None'
 
-
-def _pretrained(config: object) -> Iterator[str]:
-    """The checkpoints of all ``init_cfg`` entries in a model's config."""
+def _pretrained(config: object, option: str) -> Iterator[tuple[str, str]]:
+    """The checkpoints of all ``init_cfg`` entries in a model's config, each with the option that names it."""
     if isinstance(config, dict):
         init = config.get('init_cfg')
         for entry in init if isinstance(init, list | tuple) else [init]:
             if isinstance(entry, dict) and entry.get('checkpoint'):
-                yield entry['checkpoint']
-        for value in config.values():
-            yield from _pretrained(value)
+                yield entry['checkpoint'], f'{option}.init_cfg'
+        for key, value in config.items():
+            yield from _pretrained(value, f'{option}.{key}')
     elif isinstance(config, list | tuple):
-        for value in config:
-            yield from _pretrained(value)
+        for number, value in enumerate(config):
+            yield from _pretrained(value, f'{option}.{number}')
 
 
 def check_weights(config: Config, model: nn.Module, resumes: bool = False) -> None:
@@ -68,15 +66,19 @@ def check_weights(config: Config, model: nn.Module, resumes: bool = False) -> No
         InputError: A file is missing, cannot be downloaded or read, or has no weights of the model.
     """
     load_from = None if resumes else config.get('load_from')
-    files = {source: _local(source) for source in dict.fromkeys([*_pretrained(config.model), load_from])}
+    options = dict(_pretrained(config.model, 'model'))
+    if load_from:
+        options[load_from] = 'load_from'
     contents = {}
-    for source, path in files.items():
+    for source, option in options.items():
+        without = f'train without: --cfg-options {option}=None'
+        path = _local(source, without)
         if path is None:
             continue
         try:
             contents[source] = read_checkpoint(path)
         except ValueError as error:
-            raise InputError(f'{error} To train without it: {_NO_WEIGHTS}') from error
+            raise InputError(f'{error} Give another checkpoint, or {without}') from error
     for module in model.modules():
         source = (module.init_cfg or {}).get('checkpoint') if isinstance(module, CachedBackbone) else None
         if source in contents:
@@ -88,19 +90,15 @@ def check_weights(config: Config, model: nn.Module, resumes: bool = False) -> No
         _check_fit(contents[load_from], model, load_from)
 
 
-def _local(source: str | None) -> Path | None:
+def _local(source: str, without: str) -> Path | None:
     """The file of some weights, downloaded if they have an address. None if MMEngine has to find it."""
-    if not source:
-        return None
     if source.startswith(('http://', 'https://')):
-        return _fetch(source)
+        return _fetch(source, without)
     if '://' in source:
         return None
     path = Path(source).expanduser()
     if not path.is_file():
-        raise InputError(
-            f'there are no weights at {source}. Give the path of a checkpoint, or train without: {_NO_WEIGHTS}'
-        )
+        raise InputError(f'there are no weights at {source}. Give the path of a checkpoint, or {without}')
     return path
 
 
@@ -120,7 +118,7 @@ def _check_fit(checkpoint: dict, model: nn.Module, source: str) -> None:
             )
 
 
-def _fetch(url: str) -> Path | None:
+def _fetch(url: str, without: str) -> Path | None:
     # The folder where mmengine looks, by way of torch.hub.
     target = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
     # Only one process of a machine downloads. mmengine lets the others wait for it.
@@ -132,7 +130,7 @@ def _fetch(url: str) -> Path | None:
     except OSError as error:
         raise InputError(
             f'the weights {url} cannot be downloaded ({error}). Download them elsewhere and put them at '
-            f'{target}, or train without: {_NO_WEIGHTS}'
+            f'{target}, or {without}'
         ) from error
     return target
 

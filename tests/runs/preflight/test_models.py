@@ -1,6 +1,7 @@
 """Invalid models, weights, optimizers and checkpoints give one clear error before the run."""
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,24 @@ def test_weights_that_cannot_be_read(config, weights, kind, how):
     with pytest.raises(InputError, match=rf'{path} cannot be read') as error:
         check_weights(config, model)
     assert 'weights_only' not in str(error.value)
+
+
+@pytest.mark.parametrize('fault', ['missing', 'pointer', 'download'])
+@pytest.mark.parametrize('option', ['load_from', 'model.backbone.init_cfg', 'model.roi_head.bbox_head.init_cfg'])
+def test_weights_are_left_out_as_the_error_says(config, weights, tmp_path, option, fault):
+    model = build_model(config)
+    source = {
+        'missing': str(tmp_path / 'missing.pth'),
+        'pointer': str(weights('pointer', {})),
+        'download': 'http://localhost:9/none.pth',
+    }[fault]
+    value = source if option == 'load_from' else {'type': 'Pretrained', 'checkpoint': source}
+    config.merge_from_dict({option: value})
+    with pytest.raises(InputError) as error:
+        check_weights(config, model)
+    (key,) = re.search(r'train without: --cfg-options (\S+)=None$', str(error.value)).groups()
+    config.merge_from_dict({key: None})
+    check_weights(config, model)
 
 
 def start_from(config, path):

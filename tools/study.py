@@ -23,6 +23,7 @@ def main() -> int | str | None:
     parser.add_argument('--jobs', type=_whole, metavar='N', help='runs at once (default: 1, or one per GPU of --gpus)')
     parser.add_argument('--gpus', metavar='IDS', help='GPUs for the jobs, such as 0,1,2,3 (default: all visible)')
     parser.add_argument('--threads', type=_whole, metavar='N', help='CPU threads per run (default: cores / jobs)')
+    parser.add_argument('--reference', metavar='ARM', help='arm to compare with in the summary (default: of the table)')
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument('--slurm', metavar='PARTITION', help='submit the unfinished runs as a job array, --jobs at once')
     mode.add_argument('--run', type=int, metavar='INDEX', help='train only this run, counted from 0')
@@ -31,7 +32,7 @@ def main() -> int | str | None:
     args = parser.parse_args()
     gpus = args.gpus.split(',') if args.gpus else []
     try:
-        study = read_table(args.table)
+        study = read_table(args.table, args.reference)
         work_dir = Path(args.work_dir or Path('work_dirs', 'studies', study.name)).absolute()
         if args.slurm:
             return submit(study, work_dir, args.slurm, args.jobs, args.dry_run)

@@ -123,11 +123,12 @@ def _shortest(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def read_table(path: str | Path) -> Study:
+def read_table(path: str | Path, reference: str | None = None) -> Study:
     """Read and check a table. docs/study.md describes its entries.
 
     Args:
         path: A YAML file. ``{{$NAME}}`` and ``{{$NAME:default}}`` in its strings stand for environment variables.
+        reference: The arm that the others are compared with. None: the one that the table names.
 
     Raises:
         InputError: The table cannot be read, or an entry is wrong.
@@ -140,7 +141,7 @@ def read_table(path: str | Path) -> Study:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f'the table {path} is not YAML: {error}') from error
     try:
-        study = _parse(path, content)
+        study = _parse(path, content, reference)
     except InputError as error:
         raise InputError(f'the table {path}: {error}') from error
     for arm in study.arms:
@@ -151,7 +152,7 @@ def read_table(path: str | Path) -> Study:
     return study
 
 
-def _parse(path: Path, content: object) -> Study:
+def _parse(path: Path, content: object, reference: str | None) -> Study:
     if not isinstance(content, dict):
         raise InputError(f'it has no entries. It takes: {", ".join(_STUDY_KEYS)}')
     _check_keys(content, _STUDY_KEYS, '')
@@ -165,7 +166,7 @@ def _parse(path: Path, content: object) -> Study:
     # On a file system that ignores case, two such names are one folder.
     if twice := _repeated(name.lower() for name in names):
         raise InputError(f'arms: two are called {twice!r}. Names must differ by more than case')
-    reference = content.get('reference')
+    reference = content.get('reference') if reference is None else reference
     if reference is not None and reference not in names:
         raise InputError(f'reference={reference!r} is not one of the arms: {", ".join(names)}')
     metrics = content.get('metrics', list(DEFAULT_METRICS))

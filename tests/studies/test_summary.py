@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mmgrc.runs.error import InputError
 from mmgrc.studies import read_table, write_summary
 from mmgrc.studies.statistics import difference, estimate
 
@@ -78,6 +79,19 @@ def test_tables_and_plot(study, write_result, tmp_path):
     assert float(table[1]['steps_per_second']) == 2
     assert (table[7]['status'], table[7]['message'], table[7]['coco/bbox_mAP']) == ('failed', 'exit code 1', '')
     assert min(cv2.imread(str(tmp_path / 'out' / 'summary.png')).shape[:2]) > 300
+
+
+def test_another_reference(write_table, write_result, tmp_path):
+    path = write_table(reference=...)
+    study = read_table(path, 'both')
+    for run, value in zip(study.runs(tmp_path / 'out'), (0.60, 0.63, 0.62, 0.64), strict=True):
+        write_result(run, value)
+    interval = stats.ttest_rel([0.60, 0.62], [0.63, 0.64]).confidence_interval(0.95)
+    text = write_summary(study, tmp_path / 'out')
+    assert f'-0.025 [{interval.low:+.3f}, {interval.high:+.3f}]' in text
+    assert 'Differences from both are paired by seed' in text
+    with pytest.raises(InputError, match=rf"the table {path}: reference='bot' is not one of the arms: plain, both"):
+        read_table(path, 'bot')
 
 
 def test_without_a_reference(write_table, write_result, tmp_path):

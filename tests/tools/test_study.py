@@ -133,6 +133,8 @@ def test_what_is_finished_is_not_done_again(study, done, tmp_path):
 
     summary = study(table, '--work-dir', work_dir, '--summary')
     assert summary.stdout.strip() == (work_dir / 'summary.md').read_text().strip()
+    other = study(table, '--work-dir', work_dir, '--summary', '--reference', 'both')
+    assert 'difference from both' in other.stdout
 
 
 def test_killed_in_the_last_validation(study, done, tmp_path):

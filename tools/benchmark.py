@@ -103,10 +103,10 @@ def main() -> str | None:
         machine = _machine(args.device)
         if args.json:
             entries = [{'options': asdict(o), 'results': [asdict(r) for r in rs]} for o, rs in comparisons]
-            with open(args.json, 'w') as file:
+            with open(args.json, 'w', encoding='utf-8') as file:
                 json.dump({'machine': machine, 'comparisons': entries}, file, indent=2)
         if args.markdown:
-            with open(args.markdown, 'w') as file:
+            with open(args.markdown, 'w', encoding='utf-8') as file:
                 file.write(_markdown(machine, comparisons))
     return f'benchmark: the GPU has too little memory for: {"; ".join(too_large)}' if too_large else None
 

@@ -7,7 +7,13 @@ import sys
 from pathlib import Path
 
 from mmgrc.runs.error import InputError
-from mmgrc.studies import read_table, run_one, run_study, submit, write_summary
+
+try:
+    from mmgrc.studies import read_table, run_one, run_study, submit, write_summary
+except ModuleNotFoundError as error:
+    if error.name != 'fcntl':
+        raise
+    sys.exit('study: it locks and stops its trainings as only Linux and macOS can. On Windows, use WSL')
 
 
 def _whole(text: str) -> int:

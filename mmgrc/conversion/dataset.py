@@ -128,7 +128,7 @@ def convert(
             _place_images(out / split, content, paths, copy)
             annotations = out / 'annotations' / f'instances_{split}.json'
             annotations.parent.mkdir(exist_ok=True)
-            annotations.write_text(json.dumps(content))
+            annotations.write_text(json.dumps(content), encoding='utf-8')
             _check(annotations, names, masks == objects)
         config.write_text(config_text(base, names, heads, 'test' in contents), encoding='utf-8')
         with quiet():

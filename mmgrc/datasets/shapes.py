@@ -82,7 +82,7 @@ def write_shapes(
             'categories': [{'id': i, 'name': name} for i, name in enumerate(CLASSES, start=1)],
         }
         # The annotations are written last: if they exist, the images exist.
-        (out / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
+        (out / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content), encoding='utf-8')
 
 
 def write_shape_classes(

@@ -18,6 +18,8 @@ from .exact_resume_hook import ExactResumeHook
 __all__ = ['CHECKPOINT_NAME', 'StopSignalHook', 'TrainingStopped']
 
 CHECKPOINT_NAME = 'stopped.pth'
+# Windows has no SIGUSR1. SIGBREAK is its Ctrl-Break.
+_DEFAULT_SIGNAL = 'SIGUSR1' if hasattr(signal, 'SIGUSR1') else 'SIGBREAK'
 
 
 class TrainingStopped(Exception):  # noqa: N818
@@ -32,7 +34,7 @@ class StopSignalHook(Hook):
     The ranks agree at each iteration, by exchanging one number.
 
     Args:
-        name: Name of the signal.
+        name: Name of the signal. None: SIGUSR1, or on Windows SIGBREAK.
 
     Raises:
         ValueError: There is no such signal.
@@ -41,9 +43,10 @@ class StopSignalHook(Hook):
     # After everything else in an iteration.
     priority = 'LOWEST'
 
-    def __init__(self, name: str = 'SIGUSR1') -> None:
+    def __init__(self, name: str | None = None) -> None:
+        name = _DEFAULT_SIGNAL if name is None else name
         if name not in signal.Signals.__members__:
-            raise ValueError(f'StopSignalHook: name={name!r} is not a signal; give a name such as SIGUSR1')
+            raise ValueError(f'StopSignalHook: name={name!r} is not a signal; give a name such as {_DEFAULT_SIGNAL}')
         self.signal = signal.Signals[name]
         self._asked = False
         self._previous: object = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -240,12 +240,16 @@ def _count(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def _resident(field: str) -> int:
-    """Bytes that this process uses now (``VmRSS``), or the most that it has used (``VmHWM``)."""
+def _resident(field: str) -> float:
+    """Bytes that this process uses now (``VmRSS``), or the most that it has used (``VmHWM``). NaN on Windows."""
     try:
-        status = Path('/proc/self/status').read_text()
+        status = Path('/proc/self/status').read_text(encoding='utf-8')
     except FileNotFoundError:
         # Only Linux has the file. On macOS this is the peak, in bytes.
+        try:
+            import resource
+        except ImportError:
+            return math.nan
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # On Linux, ru_maxrss starts with the peak of the parent process.
     return int(status.split(f'{field}:')[1].split()[0]) * 1024

@@ -24,4 +24,6 @@ def end_forks_with_this_process() -> None:
     A loader's workers wait without end to hand over their batches if the training is killed, by the user or for want of
     memory, and keep their own memory.
     """
-    os.register_at_fork(after_in_child=end_with_parent)
+    # Windows forks no processes.
+    if hasattr(os, 'register_at_fork'):
+        os.register_at_fork(after_in_child=end_with_parent)

@@ -210,7 +210,7 @@ class _Schedule:
             return
         self._problems += 1
         log = run.work_dir / LOG
-        lines = log.read_text(errors='replace').splitlines()[-_TAIL_LINES:]
+        lines = log.read_text(encoding='utf-8', errors='replace').splitlines()[-_TAIL_LINES:]
         self.say('\n'.join([f'{start}: {result.message}, {took}. The end of {log}:', *(f'    {x}' for x in lines)]))
 
     def _seconds_left(self) -> float | None:

@@ -135,7 +135,7 @@ def read_table(path: str | Path, reference: str | None = None) -> Study:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
     except OSError as error:
         raise InputError(f'the table {path} cannot be read: {error.strerror}') from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

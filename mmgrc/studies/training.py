@@ -55,7 +55,7 @@ class Result:
 def read_result(run: Run) -> Result:
     """Read the result of a run. Without one, its status is ``'unfinished'``."""
     try:
-        return Result(**json.loads((run.work_dir / _RESULT).read_text()))
+        return Result(**json.loads((run.work_dir / _RESULT).read_text(encoding='utf-8')))
     except FileNotFoundError:
         return Result('unfinished')
 
@@ -67,7 +67,7 @@ def check_definition(run: Run) -> None:
         InputError: The work dir was made with another config, or with other options or variables.
     """
     try:
-        found = json.loads((run.work_dir / _DEFINITION).read_text())['definition']
+        found = json.loads((run.work_dir / _DEFINITION).read_text(encoding='utf-8'))['definition']
     except FileNotFoundError:
         return
     for name, wanted in run.definition.items():
@@ -157,7 +157,7 @@ class Training:
     def _earlier_seconds(self) -> float:
         """Return how long earlier sessions took. A session that was killed counts until it last wrote to its log."""
         try:
-            session = json.loads((self.run.work_dir / _DEFINITION).read_text())
+            session = json.loads((self.run.work_dir / _DEFINITION).read_text(encoding='utf-8'))
         except FileNotFoundError:
             return 0.0
         if session['started'] is None:

@@ -46,7 +46,7 @@ def _logs(work_dir: str | Path) -> list[Path]:
 
 def _records(log: Path) -> Iterator[dict]:
     """The records that MMEngine logged."""
-    for line in log.read_text().splitlines():
+    for line in log.read_text(encoding='utf-8').splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

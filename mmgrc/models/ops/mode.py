@@ -40,7 +40,7 @@ def _is_held_back(processor: str) -> bool:
 
 def _describe_processor() -> str:
     try:
-        return Path('/proc/cpuinfo').read_text()
+        return Path('/proc/cpuinfo').read_text(encoding='utf-8')
     except OSError:
         return platform.processor()
 

@@ -110,7 +110,7 @@ def read_coco_file(path: str | Path) -> dict:
             is missing or has another type. The message names the file, the entry, the value and what is allowed.
     """
     try:
-        with open(path) as file:
+        with open(path, encoding='utf-8') as file:
             content = json.load(file)
     except OSError as error:
         raise ValueError(f'{path} cannot be read: {error.strerror}.') from error

@@ -48,6 +48,6 @@ def edit(data):
 def said(monkeypatch):
     """The warnings."""
     messages = []
-    for module in ('config', 'preflight.datasets', 'preflight.evaluators', 'preflight.models'):
+    for module in ('config', 'preflight.datasets', 'preflight.evaluators', 'preflight.models', 'preflight.optimizers'):
         monkeypatch.setattr(f'mmgrc.runs.{module}.print_log', lambda message, **_: messages.append(message))
     return messages

@@ -5,12 +5,12 @@ from .evaluators import check_evaluator
 from .image_folders import check_image_folders, read_image_folders
 from .models import (
     check_checkpoint,
-    check_optimizer,
     check_parts,
     check_resume,
     check_weights,
     check_work_dir,
 )
+from .optimizers import check_optimizer
 
 __all__ = [
     'CocoFiles',

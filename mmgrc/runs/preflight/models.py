@@ -1,4 +1,4 @@
-"""Checks of models, weights, optimizers and checkpoints."""
+"""Checks of models, weights and checkpoints."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import torch
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import HOOKS, LOOPS, OPTIMIZERS, PARAM_SCHEDULERS, Registry, init_default_scope
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS, LOOPS, PARAM_SCHEDULERS, Registry, init_default_scope
 from torch import nn
 
 from mmgrc.engine.ranks import is_first_of_machine
@@ -24,7 +23,7 @@ from mmgrc.models.backbones import CachedBackbone
 from mmgrc.models.convert import checkpoint_state
 
 from ..checkpoint import last_good_checkpoint, read_checkpoint
-from ..classes import BUILDER_ARGUMENTS, class_arguments, find_class, registered_class
+from ..classes import BUILDER_ARGUMENTS, class_arguments, registered_class
 from ..config import build_model
 from ..error import InputError, first_few
 from ..quiet import quiet
@@ -32,7 +31,6 @@ from .datasets import dataset_configs
 
 __all__ = [
     'check_checkpoint',
-    'check_optimizer',
     'check_parts',
     'check_resume',
     'check_weights',
@@ -133,57 +131,6 @@ def _fetch(url: str, without: str) -> Path | None:
             f'{target}, or {without}'
         ) from error
     return target
-
-
-def check_optimizer(config: Config, model: nn.Module, amp: bool = False, auto_scale_lr: bool = False) -> OptimWrapper:
-    """Build the optimizer of a run.
-
-    Args:
-        config: The whole config.
-        model: Its model.
-        amp: Whether ``--amp`` was given.
-        auto_scale_lr: Whether ``--auto-scale-lr`` was given.
-
-    Raises:
-        InputError: The optimizer cannot be built, or the learning rate cannot be scaled.
-    """
-    settings = config.get('optim_wrapper')
-    if not settings:
-        raise InputError(f'the config {config.filename} has no optim_wrapper, without which nothing is trained')
-    automatic = settings.get('type') == 'AmpOptimWrapper'
-    if (amp or automatic) and get_device() in ('cpu', 'mps'):
-        what = '--amp' if amp else 'optim_wrapper.type=AmpOptimWrapper'
-        raise InputError(f'{what} needs a GPU: MMEngine has no mixed precision on CPUs and on Macs. Train without it')
-    if auto_scale_lr and 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
-        raise InputError(
-            '--auto-scale-lr needs auto_scale_lr=dict(enable=False, base_batch_size=N) in the config: the total '
-            'batch size that its learning rate is for'
-        )
-    kind = (settings.get('optimizer') or {}).get('type')
-    if isinstance(kind, str) and find_class(kind) is None:
-        near = difflib.get_close_matches(kind, OPTIMIZERS.module_dict, n=3) or ['AdamW', 'SGD']
-        raise InputError(f'optim_wrapper.optimizer.type={kind!r}: there is no such optimizer, but {", ".join(near)}')
-    _check_custom_keys((settings.get('paramwise_cfg') or {}).get('custom_keys') or {})
-    try:
-        with quiet():
-            return build_optim_wrapper(model, settings)
-    except Exception as error:
-        # A constructor, a wrapper or an optimizer may raise anything.
-        raise InputError(
-            f'optim_wrapper of {config.filename} cannot be built: {type(error).__name__}: {error}'
-        ) from error
-
-
-def _check_custom_keys(custom_keys: Mapping) -> None:
-    """Refuse nested entries, which MMEngine ignores: an option of the command line is split at each dot."""
-    for key, entry in custom_keys.items():
-        nested = [name for name, value in entry.items() if isinstance(value, Mapping)]
-        if nested:
-            raise InputError(
-                f'optim_wrapper.paramwise_cfg.custom_keys: below {key!r} there is an entry {nested[0]!r}, which '
-                f"nothing reads. --cfg-options cannot give a name with dots, such as '{key}.{nested[0]}': write it in "
-                f"a config file, custom_keys={{'{key}.{nested[0]}': dict(lr_mult=...)}}"
-            )
 
 
 def check_parts(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Invalid models, weights, optimizers and checkpoints give one clear error before the run."""
+"""Invalid models, weights and checkpoints give one clear error before the run."""
 
 import argparse
 import re
@@ -80,43 +80,6 @@ def test_work_dir_that_cannot_be_written_to(tmp_path):
 
 
 # Optimizers and hooks.
-
-
-def test_optimizer_is_built(config):
-    assert check_optimizer(config, build_model(config)).optimizer.defaults['lr'] == config.optim_wrapper.optimizer.lr
-
-
-@pytest.mark.parametrize(
-    ('options', 'arguments', 'words'),
-    [
-        ({'optim_wrapper.type': 'AmpOptimWrapper'}, {}, 'optim_wrapper.type=AmpOptimWrapper needs a GPU'),
-        ({}, {'amp': True}, '--amp needs a GPU'),
-        ({'auto_scale_lr': None}, {'auto_scale_lr': True}, '--auto-scale-lr needs auto_scale_lr='),
-        (
-            {'optim_wrapper.optimizer.type': 'AdamWW'},
-            {},
-            r"optimizer.type='AdamWW': there is no such optimizer, but AdamW",
-        ),
-        ({'optim_wrapper.optimizer.lrr': 1}, {}, 'optim_wrapper of .* cannot be built: .*lrr'),
-        ({'optim_wrapper': None}, {}, 'has no optim_wrapper'),
-        (
-            {'optim_wrapper.paramwise_cfg.custom_keys.grc.lam.lr_mult': 0},
-            {},
-            "below 'grc' there is an entry 'lam', which nothing reads. .*custom_keys={'grc.lam': ",
-        ),
-    ],
-)
-def test_optimizer_that_cannot_be_built(config, options, arguments, words, monkeypatch):
-    monkeypatch.setattr('mmgrc.runs.preflight.models.get_device', lambda: 'cpu')
-    config.merge_from_dict(options)
-    with pytest.raises(InputError, match=words):
-        check_optimizer(config, build_model(config), **arguments)
-
-
-def test_mixed_precision_on_a_mac(config, monkeypatch):
-    monkeypatch.setattr('mmgrc.runs.preflight.models.get_device', lambda: 'mps')
-    with pytest.raises(InputError, match='no mixed precision on CPUs and on Macs'):
-        check_optimizer(config, build_model(config), amp=True)
 
 
 SGD = {'_delete_': True, 'type': 'SGD', 'lr': 0.1, 'weight_decay': 0.1}

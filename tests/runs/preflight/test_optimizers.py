@@ -6,7 +6,7 @@ import pytest
 
 from mmgrc.runs.config import build_model, load_config
 from mmgrc.runs.error import InputError
-from mmgrc.runs.preflight import check_optimizer
+from mmgrc.runs.preflight import check_optimizer, check_parts
 
 
 def test_optimizer_is_built(config):
@@ -66,7 +66,7 @@ def rates(optimizer, model):
         (
             {'neck': {'lr_mult': 0.1}, 'neck.lateral_convs': {'decay_mult': 0.0}},
             [
-                "'neck' has lr_mult=0.1, which does not apply to 8 parameters, such as neck.lateral_convs.*here "
+                "'neck' has lr_mult=0.1, which does not apply to 12 parameters, such as neck.lateral_convs.*here "
                 "'neck.lateral_convs', which has no lr_mult"
             ],
         ),
@@ -90,7 +90,7 @@ def test_settings_that_do_not_apply(config, said, keys, words):
     base = config.optim_wrapper.optimizer.lr
     if 'neck' in keys:
         wrong = [name for name, rate in found.items() if name.startswith('neck') and rate == base]
-        assert len(wrong) == 8
+        assert len(wrong) == 12
     if 'grc' in keys:
         assert all(rate == pytest.approx(0.1 * base) for name, rate in found.items() if '.grc.' in name)
 
@@ -118,6 +118,7 @@ RECIPES = (
 def test_settings_of_the_recipes_apply(recipe, said):
     config = load_config(f'configs/{recipe}.py')
     check_optimizer(config, build_model(config))
+    check_parts(config)
     assert not said
 
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 __all__ = [
     'LauncherError',
     'check_launcher',
+    'count_ranks',
     'is_first_of_machine',
     'read_slurm_environment',
     'start_cpu_ranks',
@@ -57,6 +58,11 @@ def check_launcher(launcher: str, environ: Mapping[str, str] = os.environ) -> No
             f'there is no GPU for local rank {local_rank}: this process sees {gpus}. Start at most {gpus} on a '
             "machine, or set CUDA_VISIBLE_DEVICES='' to run all of them on CPUs"
         )
+
+
+def count_ranks(launcher: str, environ: Mapping[str, str] = os.environ) -> int:
+    """Number of ranks that a launcher has started, before they connect. 1 for ``'none'``."""
+    return int(environ[_NEEDED[launcher][1]]) if launcher in _NEEDED else 1
 
 
 def is_first_of_machine(environ: Mapping[str, str] = os.environ) -> bool:

@@ -9,7 +9,14 @@ from mmengine.config import Config
 from mmgrc.env.pretraining import PretrainingError, check_pretraining
 
 from .error import InputError
-from .preflight import CocoFiles, check_checkpoint, check_evaluator, check_image_folders, read_image_folders
+from .preflight import (
+    CocoFiles,
+    check_checkpoint,
+    check_evaluator,
+    check_image_folders,
+    check_schedule,
+    read_image_folders,
+)
 from .tool import Tool, check_training, run_tool
 
 __all__ = ['main']
@@ -72,8 +79,10 @@ def main(name: str) -> str | None:
     except PretrainingError as error:
         return f'{name}: {error}'
 
-    def check_data(config: Config) -> None:
+    def check_data(args: Namespace, config: Config) -> None:
         read_image_folders(config, _LOADERS[name])
+        if name == 'pretrain':
+            check_schedule(config, None)
         check_evaluator(config, _EVALUATED[name], None, CocoFiles())
 
     return run_tool(Tool(name, 'mmpretrain', 'mmpretrain==1.2.0', _FILES[name], _CHECKS[name], check_data))

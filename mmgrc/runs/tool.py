@@ -53,7 +53,7 @@ class Tool(NamedTuple):
     """The tool's file, without its suffix: ``'train'`` or ``'test'``."""
     check: Callable[[Namespace, Config], None]
     """Validates the inputs, quickly. It may adapt the arguments."""
-    check_data: Callable[[Config], None]
+    check_data: Callable[[Namespace, Config], None]
     """Reads the data sets. One process of a machine does it for all."""
 
 
@@ -94,11 +94,11 @@ def check_training(args: Namespace, config: Config) -> None:
     check_parts(config)
 
 
-def _check_data(tool: Tool, config: Config) -> None:
+def _check_data(tool: Tool, args: Namespace, config: Config) -> None:
     # Millions of small objects are created, none of them in a cycle. Searching for cycles would take half of the time.
     gc.disable()
     try:
-        tool.check_data(config)
+        tool.check_data(args, config)
     finally:
         gc.enable()
 
@@ -117,7 +117,7 @@ def _prepare(tool: Tool, args: Namespace) -> None:
             raise InputError(str(error)) from error
     tool.check(args, config)
     if is_first_of_machine():
-        _check_data(tool, config)
+        _check_data(tool, args, config)
     check_work_dir(_work_dir(args, config))
     if args.launcher == 'slurm':
         read_slurm_environment()

@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
 from mmgrc.datasets import write_shapes
-from mmgrc.engine.ranks import LauncherError, check_launcher, read_slurm_environment
+from mmgrc.engine.ranks import LauncherError, check_launcher, count_ranks, read_slurm_environment
 from tests.helpers.backbones import build, caches
 from tests.helpers.processes import run_ranks
 
@@ -304,6 +304,12 @@ def test_slurm_variables_become_torchs(monkeypatch, tmp_path):
     environ = {**SLURM, 'MASTER_PORT': '1234', 'MASTER_ADDR': '10.0.0.1'}
     read_slurm_environment(environ)
     assert (environ['MASTER_PORT'], environ['MASTER_ADDR']) == ('1234', '10.0.0.1')
+
+
+def test_ranks_are_counted_before_they_connect():
+    assert count_ranks('slurm', {**SLURM, 'SLURM_NTASKS': '6'}) == 6
+    assert count_ranks('pytorch', {'WORLD_SIZE': '4'}) == 4
+    assert count_ranks('none', {'WORLD_SIZE': '4'}) == 1
 
 
 def test_process_that_no_launcher_started():

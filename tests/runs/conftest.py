@@ -48,6 +48,13 @@ def edit(data):
 def said(monkeypatch):
     """The warnings."""
     messages = []
-    for module in ('config', 'preflight.datasets', 'preflight.evaluators', 'preflight.models', 'preflight.optimizers'):
+    for module in (
+        'config',
+        'preflight.datasets',
+        'preflight.evaluators',
+        'preflight.models',
+        'preflight.optimizers',
+        'preflight.schedule',
+    ):
         monkeypatch.setattr(f'mmgrc.runs.{module}.print_log', lambda message, **_: messages.append(message))
     return messages

@@ -11,6 +11,7 @@ from .models import (
     check_work_dir,
 )
 from .optimizers import check_optimizer
+from .schedule import check_schedule
 
 __all__ = [
     'CocoFiles',
@@ -21,6 +22,7 @@ __all__ = [
     'check_optimizer',
     'check_parts',
     'check_resume',
+    'check_schedule',
     'check_weights',
     'check_work_dir',
     'read_datasets',

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -137,8 +136,6 @@ def _fetch(url: str, without: str) -> Path | None:
 def check_parts(config: Config) -> None:
     """Check hooks, schedulers and the loop of a config without creating them, since some write files when created.
 
-    Schedulers that end before the training does are a warning.
-
     Raises:
         InputError: An entry has no type, an unknown type, or an argument that its class does not take.
     """
@@ -156,27 +153,6 @@ def check_parts(config: Config) -> None:
         # That of the default scope's package.
         with root.switch_scope_and_registry(None) as registry:
             _check_arguments(named, registry, scope)
-    _warn_of_early_end(schedulers, config.get('train_cfg') or {})
-
-
-def _warn_of_early_end(schedulers: Sequence[Mapping], loop: Mapping) -> None:
-    """Warn of a training that was made longer while its schedulers still end where they did."""
-    by_epoch = 'max_epochs' in loop
-    total = loop.get('max_epochs' if by_epoch else 'max_iters')
-    ends = [
-        scheduler.get('end', math.inf)
-        for scheduler in schedulers
-        # The others are warm-ups, or count in the other unit.
-        if scheduler['type'] not in ('LinearLR', 'ConstantLR') and scheduler.get('by_epoch', True) == by_epoch
-    ]
-    if total and ends and max(ends) < total:
-        unit = 'epoch' if by_epoch else 'iteration'
-        print_log(
-            f'param_scheduler: the last scheduler ends at {unit} {max(ends)} of {total} (train_cfg). From there on, '
-            'the learning rate is constant. If that is not meant, set its end, and its milestones or T_max',
-            logger='current',
-            level=logging.WARNING,
-        )
 
 
 def _check_arguments(parts: Mapping[str, object], registry: Registry, scope: str | None) -> None:

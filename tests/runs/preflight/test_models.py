@@ -120,43 +120,6 @@ def test_parts_that_cannot_be_made(config, key, value, words):
         check_parts(config)
 
 
-COSINE = {'type': 'CosineAnnealingLR', 'T_max': 12}
-
-
-@pytest.mark.parametrize(
-    ('schedulers', 'words'),
-    [
-        ([{**COSINE, 'end': 12}], 'ends at epoch 12 of 36'),
-        ([{**COSINE, 'end': 12}, {**COSINE, 'begin': 12, 'end': 24}], 'ends at epoch 24 of 36'),
-        ([{**COSINE, 'end': 36}], None),
-        ([COSINE], None),
-        ([{**COSINE, 'end': 12}, {'type': 'MultiStepLR', 'milestones': [20], 'begin': 12}], None),
-        # A warm-up alone.
-        ([{'type': 'LinearLR', 'start_factor': 0.1, 'end': 3}], None),
-        # In iterations, whose number depends on the data.
-        ([{**COSINE, 'by_epoch': False, 'end': 12}], None),
-        ({**COSINE, 'end': 12}, 'ends at epoch 12 of 36'),
-        (None, None),
-    ],
-)
-def test_schedulers_that_end_early(config, said, schedulers, words):
-    config.param_scheduler, config.train_cfg.max_epochs = schedulers, 36
-    check_parts(config)
-    assert len(said) == bool(words)
-    assert words is None or words in said[0]
-
-
-def test_iterations_after_the_last_scheduler(config, said):
-    loop = {'_delete_': True, 'type': 'IterBasedTrainLoop', 'max_iters': 500, 'val_interval': 100}
-    config.merge_from_dict({'train_cfg': loop})
-    config.param_scheduler = [{**COSINE, 'by_epoch': False, 'end': 400}]
-    check_parts(config)
-    assert [message for message in said if 'ends at iteration 400 of 500' in message] == said
-    config.train_cfg.max_iters = 400
-    check_parts(config)
-    assert len(said) == 1
-
-
 # Weights to start from.
 
 

@@ -147,18 +147,31 @@ def test_results_on_few_images_are_those_of_their_runs():
     assert rows == {arm: ' / '.join(f'{mean:.3f}' for mean in np.mean(found, axis=0)) for arm, found in values.items()}
 
 
-def test_results_with_other_caches_are_those_of_their_values():
+@pytest.mark.parametrize('backbone', ['pvt', 'swin'])
+def test_results_with_other_caches_are_those_of_their_values(backbone):
     page = (REPOSITORY / 'docs/study.md').read_text()
     values = {}
-    with (REPOSITORY / 'docs/studies/caches_of_shapes_memory_pvt.csv').open() as file:
+    with (REPOSITORY / f'docs/studies/caches_of_shapes_memory_{backbone}.csv').open() as file:
         for row in csv.DictReader(file):
             scores = [float(row[f'coco/{kind}_mAP']) for kind in ('bbox', 'segm')]
             values.setdefault(row['arm'], {}).setdefault(row['caches'], []).append(scores)
-    largest = 0
+    changes = {caches: [] for caches in ('zeros', 'shuffled', 'other')}
     for arm, by_caches in values.items():
-        means = [np.mean(by_caches[caches], axis=0) for caches in ('trained', 'zeros', 'shuffled', 'other')]
-        assert f'| `{arm}` | {" | ".join(f"{box:.3f} / {mask:.3f}" for box, mask in means)} |' in page
-        assert by_caches['shuffled'] == by_caches['trained']
-        for found in by_caches.values():
-            largest = max(largest, np.abs(np.subtract(found, by_caches['trained'])).max())
-    assert f'No single AP changes by more than {largest:.3f}' in page
+        means = [np.mean(by_caches[caches], axis=0) for caches in ('trained', *changes)]
+        cells = ' | '.join(f'{box:.3f} / {mask:.3f}' for box, mask in means)
+        assert f'| {"PVT" if backbone == "pvt" else "Swin"}, `{arm}` | {cells} |' in page
+        for caches, found in changes.items():
+            found.extend(np.subtract(by_caches[caches], by_caches['trained']))
+    largest = {caches: np.abs(found).max() for caches, found in changes.items()}
+    # As the page says: 0.006 for all but the caches of another seed in Swin.
+    assert 'Zeros and another order change no single AP by more than 0.006' in page
+    assert max(largest['zeros'], largest['shuffled']) < 0.0065
+    if backbone == 'pvt':
+        assert largest['other'] < 0.0065
+    else:
+        box = sorted(change for change, _ in changes['other'])
+        assert [f'{-change:.3f}' for change in box[:2]] == ['0.058', '0.011']
+        assert f'{max(abs(change) for change in box[2:]):.3f}' == '0.008'
+        assert 'cost one detector 0.058 box AP and another 0.011, and changed the other three by 0.008' in ' '.join(
+            page.split()
+        )

@@ -23,8 +23,11 @@ def check_schedule(config: Config, images: int | None, ranks: int = 1) -> None:
         ranks: Number of ranks.
     """
     loop, schedulers = config.get('train_cfg') or {}, config.get('param_scheduler') or []
-    batch = (config.get('train_dataloader') or {}).get('batch_size')
+    loader = config.get('train_dataloader') or {}
+    batch = loader.get('batch_size')
     steps = math.ceil(images / (batch * ranks)) if images and batch else math.nan
+    # MMEngine's limit of an epoch.
+    steps = loader.get('num_batch_per_epoch') or steps
     epochs, iterations = loop.get('max_epochs'), loop.get('max_iters')
     # How long the training is, by what a scheduler counts.
     length = {True: epochs or (iterations or math.nan) / steps, False: iterations or (epochs or math.nan) * steps}

@@ -38,6 +38,16 @@ def test_training_by_epochs(config, said, schedulers, words):
     assert words is None or words in said[0]
 
 
+def test_shorter_epochs(config, said):
+    config.param_scheduler, config.train_cfg.max_epochs = [{**BY_STEP, 'end': 600}], 36
+    config.train_dataloader.num_batch_per_epoch = 16
+    check_schedule(config, images=100)
+    assert not said
+    config.train_dataloader.num_batch_per_epoch = 20
+    check_schedule(config, images=100)
+    assert 'ends at iteration 600 of 720' in said[0]
+
+
 def test_training_by_iterations(config, said):
     loop = {'_delete_': True, 'type': 'IterBasedTrainLoop', 'max_iters': 500, 'val_interval': 100}
     config.merge_from_dict({'train_cfg': loop})

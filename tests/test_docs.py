@@ -100,6 +100,12 @@ COMPARED = {
         ('both', 'plain'),
         ('both', 'convolution'),
     ],
+    'shapes_memory_retinanet_pvt': [
+        ('convolution', 'plain'),
+        ('memory', 'plain'),
+        ('both', 'plain'),
+        ('both', 'convolution'),
+    ],
     'shapes_memory_swin': [
         ('convolution', 'plain'),
         ('memory', 'plain'),

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from .classes import ANYWHERE, BUILDER_ARGUMENTS, class_arguments
 from .error import first_few
 
-__all__ = ['unused_options']
+__all__ = ['LIKE', 'unused_options']
 
 _RUNNER = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
 # Entries that MMEngine's Runner and MMDetection's tools read in addition to the Runner's arguments.
@@ -22,7 +22,7 @@ _READ = _RUNNER | {
 }
 _LOADER = {*inspect.signature(DataLoader.__init__).parameters, 'num_batch_per_epoch', 'disable_subprocess_warning'}
 # How similar, from 0 to 1, two names are if one may be a misspelling of the other.
-_LIKE = 0.85
+LIKE = 0.85
 
 
 def unused_options(before: Mapping, config: Mapping, options: Iterable[str]) -> Iterator[str]:
@@ -45,13 +45,13 @@ def unused_options(before: Mapping, config: Mapping, options: Iterable[str]) -> 
             yield _unused_at_top(key, config)
         elif (found := _first_new(before, config, names)) is not None:
             where, name, allowed, strict = found
-            near = difflib.get_close_matches(name, sorted(allowed), cutoff=0.6 if strict else _LIKE)
+            near = difflib.get_close_matches(name, sorted(allowed), cutoff=0.6 if strict else LIKE)
             if strict or near:
                 meant = f'Did you mean {where}{near[0]}?' if near else f'It takes: {first_few(sorted(allowed), 20)}.'
                 yield f'the option {key}: nothing reads {where}{name}. {meant}'
     for name in config:
         if name not in _READ and isinstance(config[name], dict | list):
-            near = difflib.get_close_matches(name, sorted(_RUNNER), n=1, cutoff=_LIKE)
+            near = difflib.get_close_matches(name, sorted(_RUNNER), n=1, cutoff=LIKE)
             if near and name in before:
                 yield f'the entry {name} of the config: nothing reads it. Did you mean {near[0]}?'
 
@@ -60,7 +60,7 @@ def _unused_at_top(key: str, config: Mapping) -> str:
     name = key.split('.')[0]
     # Variables of the config file are evaluated before options are merged.
     places = [path for top in sorted(_READ & set(config)) for path in _paths(config[top], top, key.rsplit('.', 1)[-1])]
-    if near := difflib.get_close_matches(name, sorted(_READ), n=1, cutoff=0.6 if not places else _LIKE):
+    if near := difflib.get_close_matches(name, sorted(_READ), n=1, cutoff=0.6 if not places else LIKE):
         return f'the option {key}: nothing reads {name}. Did you mean {near[0]}?'
     where = f'Set where it is used: {first_few(places)}' if places else f'What is read: {first_few(sorted(_READ), 50)}'
     return f'the option {key}: nothing reads {name}. {where}.'

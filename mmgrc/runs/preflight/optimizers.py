@@ -15,12 +15,10 @@ from torch import nn
 
 from ..classes import find_class
 from ..error import InputError
+from ..options import LIKE
 from ..quiet import quiet
 
 __all__ = ['check_optimizer']
-
-# How similar, from 0 to 1, two names are if one may be a misspelling of the other.
-_LIKE = 0.85
 
 
 def check_optimizer(config: Config, model: nn.Module, amp: bool = False, auto_scale_lr: bool = False) -> OptimWrapper:
@@ -112,5 +110,5 @@ def _without_effect(custom_keys: Mapping[str, Mapping], model: nn.Module) -> Ite
             yield f'{key!r} has no effect: the longer key {next(iter(winners.values()))!r} applies to what it matches'
         if not winners:
             parts = {part for name in names for part in name.split('.')}
-            if near := difflib.get_close_matches(key, sorted(parts), n=1, cutoff=_LIKE):
+            if near := difflib.get_close_matches(key, sorted(parts), n=1, cutoff=LIKE):
                 yield f'{key!r} has no effect: no parameter has it in its name. Did you mean {near[0]!r}?'

@@ -26,9 +26,12 @@ def main() -> int | str | None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('table', metavar='TABLE', help='YAML file of arms and seeds')
     parser.add_argument('--work-dir', metavar='DIR', help='folder of the study (default: work_dirs/studies/TABLE)')
-    parser.add_argument('--jobs', type=_whole, metavar='N', help='runs at once (default: 1, or one per GPU of --gpus)')
+    parser.add_argument('--jobs', type=_whole, metavar='N', help='runs at once (default: 1, or what --gpus allows)')
     parser.add_argument('--gpus', metavar='IDS', help='GPUs for the jobs, such as 0,1,2,3 (default: all visible)')
-    parser.add_argument('--threads', type=_whole, metavar='N', help='CPU threads per run (default: cores / jobs)')
+    parser.add_argument(
+        '--gpus-per-run', type=_whole, default=1, metavar='N', help='ranks of each run, on GPUs or CPUs (default: 1)'
+    )
+    parser.add_argument('--threads', type=_whole, metavar='N', help='CPU threads per rank (default: cores / ranks)')
     parser.add_argument('--reference', metavar='ARM', help='arm to compare with in the summary (default: of the table)')
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument('--slurm', metavar='PARTITION', help='submit the unfinished runs as a job array, --jobs at once')
@@ -36,13 +39,17 @@ def main() -> int | str | None:
     mode.add_argument('--summary', action='store_true', help='only write the tables of the finished runs')
     parser.add_argument('--dry-run', action='store_true', help='print the commands instead of running them')
     args = parser.parse_args()
-    gpus = args.gpus.split(',') if args.gpus else []
+    gpus, ranks = args.gpus.split(',') if args.gpus else [], args.gpus_per_run
+    if len(gpus) % ranks:
+        parser.error(f'--gpus {args.gpus}: {len(gpus)} GPUs cannot be divided into runs of --gpus-per-run {ranks}')
+    if args.slurm and ranks > 1:
+        parser.error('--gpus-per-run does not apply to --slurm: put GPUS=N before the command')
     try:
         study = read_table(args.table, args.reference)
         work_dir = Path(args.work_dir or Path('work_dirs', 'studies', study.name)).absolute()
         if args.slurm:
             return submit(study, work_dir, args.slurm, args.jobs, args.dry_run)
-        runs = study.runs(work_dir)
+        runs = study.runs(work_dir, ranks)
         if args.run is not None and not 0 <= args.run < len(runs):
             return f'study: --run {args.run}: the table has the runs 0 to {len(runs) - 1}'
         if args.dry_run:
@@ -53,8 +60,9 @@ def main() -> int | str | None:
             print(write_summary(study, work_dir) or 'no run is finished')
             return None
         if args.run is not None:
-            return run_one(study, work_dir, args.run, args.threads or 0)
-        return run_study(study, work_dir, args.jobs or max(1, len(gpus)), args.threads or 0, gpus)
+            return run_one(study, work_dir, args.run, args.threads or 0, ranks)
+        jobs = args.jobs or max(1, len(gpus) // ranks)
+        return run_study(study, work_dir, jobs, args.threads or 0, gpus, ranks)
     except (InputError, OSError) as error:
         return f'study: {error}'
 

@@ -9,7 +9,15 @@ from mmengine.config import Config
 from mmgrc.engine.ranks import count_ranks
 
 from .error import InputError
-from .preflight import CocoFiles, check_checkpoint, check_datasets, check_evaluator, check_schedule, read_datasets
+from .preflight import (
+    CocoFiles,
+    check_batch_size,
+    check_checkpoint,
+    check_datasets,
+    check_evaluator,
+    check_schedule,
+    read_datasets,
+)
 from .tool import Tool, check_training, run_tool
 
 __all__ = ['main']
@@ -53,8 +61,9 @@ def main(name: str) -> str | None:
         files, phase = CocoFiles(), _EVALUATED[name]
         datasets = read_datasets(config, _LOADERS[name], files)
         if name == 'train':
-            dataset = datasets.get('train_dataloader')
-            check_schedule(config, None if dataset is None else len(dataset), count_ranks(args.launcher))
+            dataset, ranks = datasets.get('train_dataloader'), count_ranks(args.launcher)
+            check_schedule(config, None if dataset is None else len(dataset), ranks)
+            check_batch_size(config, ranks, args.auto_scale_lr)
         check_evaluator(config, phase, datasets.get(f'{phase}_dataloader'), files)
 
     return run_tool(Tool(name, 'mmdet', 'mmdet==3.3.0', name, _CHECKS[name], check_data))

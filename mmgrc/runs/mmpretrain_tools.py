@@ -6,11 +6,13 @@ from argparse import Namespace
 
 from mmengine.config import Config
 
+from mmgrc.engine.ranks import count_ranks
 from mmgrc.env.pretraining import PretrainingError, check_pretraining
 
 from .error import InputError
 from .preflight import (
     CocoFiles,
+    check_batch_size,
     check_checkpoint,
     check_evaluator,
     check_image_folders,
@@ -83,6 +85,7 @@ def main(name: str) -> str | None:
         read_image_folders(config, _LOADERS[name])
         if name == 'pretrain':
             check_schedule(config, None)
+            check_batch_size(config, count_ranks(args.launcher), args.auto_scale_lr)
         check_evaluator(config, _EVALUATED[name], None, CocoFiles())
 
     return run_tool(Tool(name, 'mmpretrain', 'mmpretrain==1.2.0', _FILES[name], _CHECKS[name], check_data))

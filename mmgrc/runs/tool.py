@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from mmgrc.engine.stop_signal_hook import TrainingStopped
 from .config import build_model, config_path, load_config
 from .error import InputError
 from .preflight import check_optimizer, check_parts, check_resume, check_weights, check_work_dir
-from .processes import end_forks_with_this_process
+from .processes import end_forks_with_this_process, end_with_parent
 
 __all__ = ['Tool', 'check_training', 'run_tool']
 
@@ -166,6 +167,9 @@ def run_tool(tool: Tool) -> str | None:
         SystemExit: With 75 after a stop by SIGUSR1, 130 after Ctrl-C.
     """
     message = stopped = None
+    # torchrun starts the ranks in sessions of their own. Otherwise they would train on if it was killed.
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        end_with_parent()
     try:
         module = _load_tool(tool)
         args = module.parse_args()

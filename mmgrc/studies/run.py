@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from mmgrc.runs.error import InputError
+
 from .summary import write_csv, write_summary
 from .table import Run, Study
 from .training import LOG, Result, Training, check_definition, drop_checkpoints, read_result
@@ -27,15 +29,18 @@ _EXIT_CODES = {signal.SIGUSR1: 75}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-def run_study(study: Study, work_dir: str | Path, jobs: int = 1, threads: int = 0, gpus: Sequence[str] = ()) -> int:
+def run_study(
+    study: Study, work_dir: str | Path, jobs: int = 1, threads: int = 0, gpus: Sequence[str] = (), ranks: int = 1
+) -> int:
     """Train all unfinished runs of a study and write the results.
 
     Args:
         study: The table.
         work_dir: Folder of the study.
         jobs: Number of trainings that run at once.
-        threads: ``OMP_NUM_THREADS`` of each training, unless the table sets it. 0 divides the CPU cores among the jobs.
+        threads: ``OMP_NUM_THREADS`` of each rank, unless the table sets it. 0 divides the CPU cores among all ranks.
         gpus: CUDA device numbers. They are distributed over the jobs.
+        ranks: Number of ranks of each run. Each takes one of the GPUs.
 
     Returns:
         Exit code: 0 if all runs are finished, 1 if a run failed, could not start, or is running in another process.
@@ -44,7 +49,7 @@ def run_study(study: Study, work_dir: str | Path, jobs: int = 1, threads: int = 
     Raises:
         InputError: A run's folder belongs to another run. No run was started.
     """
-    runs = study.runs(work_dir)
+    runs = study.runs(work_dir, ranks)
     for run in runs:
         check_definition(run)
     schedule = _Schedule(study, runs, jobs, threads, gpus)
@@ -55,7 +60,7 @@ def run_study(study: Study, work_dir: str | Path, jobs: int = 1, threads: int = 
     return code
 
 
-def run_one(study: Study, work_dir: str | Path, index: int, threads: int = 0) -> int:
+def run_one(study: Study, work_dir: str | Path, index: int, threads: int = 0, ranks: int = 1) -> int:
     """Train one run of a study, as one task of a batch system's job array.
 
     If the job has several Slurm tasks, each of them is a rank of the run.
@@ -65,27 +70,31 @@ def run_one(study: Study, work_dir: str | Path, index: int, threads: int = 0) ->
         work_dir: Folder of the study.
         index: Index of the run in :meth:`Study.runs`.
         threads: See :func:`run_study`.
+        ranks: See :func:`run_study`. A job of several Slurm tasks takes 1.
 
     Returns:
         Exit code, see :func:`run_study`. After 75 (SIGUSR1) the same call resumes the run.
 
     Raises:
-        InputError: The run's folder belongs to another run.
+        InputError: The run's folder belongs to another run, or the job has several tasks and ``ranks`` is not 1.
     """
-    run = study.runs(work_dir)[index]
+    tasks = int(os.environ.get('SLURM_NTASKS', '1'))
+    if tasks > 1 and ranks > 1:
+        raise InputError(f'--gpus-per-run {ranks}: each of the {tasks} tasks of this Slurm job is a rank: leave it out')
+    run = (study.runs(work_dir, tasks, 'slurm') if tasks > 1 else study.runs(work_dir, ranks))[index]
     check_definition(run)
-    return _Schedule(study, [run], 1, threads, (), ranks=int(os.environ.get('SLURM_NTASKS', '1')) > 1).run()
+    return _Schedule(study, [run], 1, threads, ()).run()
 
 
 class _Schedule:
     """Starts, monitors and reports trainings, all in one thread."""
 
-    def __init__(
-        self, study: Study, runs: Sequence[Run], jobs: int, threads: int, gpus: Sequence[str], ranks: bool = False
-    ) -> None:
-        self._study, self._runs, self._ranks = study, runs, ranks
-        self._env = {'OMP_NUM_THREADS': str(threads or max(1, (os.cpu_count() or 1) // jobs))}
-        self._gpus = gpus
+    def __init__(self, study: Study, runs: Sequence[Run], jobs: int, threads: int, gpus: Sequence[str]) -> None:
+        self._study, self._runs = study, runs
+        # Slurm gives each rank its own cores.
+        ranks = 1 if runs[0].launcher == 'slurm' else runs[0].ranks
+        self._env = {'OMP_NUM_THREADS': str(threads or max(1, (os.cpu_count() or 1) // (jobs * ranks)))}
+        self._gpus = [','.join(gpus[i : i + ranks]) for i in range(0, len(gpus), ranks)]
         self._console = Console(highlight=False, soft_wrap=True)
         self._results: dict[Run, Result] = {}
         self._waiting: list[Run] = []
@@ -170,7 +179,7 @@ class _Schedule:
         if self._gpus:
             env['CUDA_VISIBLE_DEVICES'] = self._gpus[place % len(self._gpus)]
         try:
-            return Training(run, env, self._ranks)
+            return Training(run, env)
         except BlockingIOError:
             self._problems += 1
             self.say(f'{run}: skipped: another process is running it')

@@ -30,7 +30,7 @@ def submit(
         InputError: A run's folder belongs to another run.
         OSError: The launcher cannot be started.
     """
-    runs = study.runs(work_dir)
+    runs = study.runs(work_dir, ranks=None)
     for run in runs:
         check_definition(run)
     indices = [str(i) for i, run in enumerate(runs) if read_result(run).status != 'finished']

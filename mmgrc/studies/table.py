@@ -54,6 +54,10 @@ class Run:
     arm: Arm
     seed: int
     work_dir: Path
+    ranks: int | None = 1
+    """None: as many as a batch system will give it."""
+    launcher: str = 'none'
+    """What starts the ranks: ``'none'``, ``'pytorch'`` (``tools/dist_train.sh``) or ``'slurm'`` (``srun``)."""
 
     def __str__(self) -> str:
         return f'{self.arm.name}, seed {self.seed}'
@@ -66,26 +70,36 @@ class Run:
             'cfg_options': dict(self.arm.options),
             'env': dict(self.arm.env),
             'seed': self.seed,
+            **({} if self.ranks is None else {'gpus_per_run': self.ranks}),
         }
 
-    def command(self, *extra: str) -> list[str]:
-        """Return the command line of the training.
-
-        Args:
-            extra: More options of ``tools/train.py``.
-        """
-        # --cfg-options takes all following arguments, so it comes last.
+    @property
+    def command(self) -> list[str]:
+        """The command line of the training."""
+        python = os.environ.get('PYTHON', sys.executable)
+        train = [python, _shortest(TOOLS / 'train.py'), self.arm.config]
+        starts = {
+            'none': train,
+            'pytorch': [_shortest(TOOLS / 'dist_train.sh'), self.arm.config, str(self.ranks)],
+            'slurm': ['srun', '--kill-on-bad-exit=1', *train, '--launcher', 'slurm'],
+        }
         options = [f'{key}={value}' for key, value in self.arm.options.items()]
         return [
-            *(os.environ.get('PYTHON', sys.executable), _shortest(TOOLS / 'train.py'), self.arm.config),
-            *('--work-dir', str(self.work_dir), '--resume', *extra),
+            *(*starts[self.launcher], '--work-dir', str(self.work_dir), '--resume'),
             *('--cfg-options', *options, f'randomness.seed={self.seed}'),
         ]
 
+    @property
+    def env(self) -> dict[str, str]:
+        """Environment variables of the training, besides those of this process."""
+        # The launcher starts the interpreter by this name.
+        python = {'PYTHON': os.environ.get('PYTHON', sys.executable)} if self.launcher == 'pytorch' else {}
+        return {**python, **self.arm.env}
+
     def shell_line(self) -> str:
         """Return the command of the training with its environment variables, for a shell."""
-        variables = [f'{name}={shlex.quote(value)}' for name, value in self.arm.env.items()]
-        return ' '.join([*variables, shlex.join(self.command())])
+        variables = [f'{name}={shlex.quote(value)}' for name, value in self.env.items()]
+        return ' '.join([*variables, shlex.join(self.command)])
 
 
 @dataclass(frozen=True)
@@ -105,14 +119,17 @@ class Study:
         """The file's name without its suffix."""
         return self.path.stem
 
-    def runs(self, work_dir: str | Path) -> list[Run]:
+    def runs(self, work_dir: str | Path, ranks: int | None = 1, launcher: str | None = None) -> list[Run]:
         """List all runs: all arms of the first seed, then of the next. So a stopped study has complete pairs.
 
         Args:
             work_dir: Folder of the study. The folder of a run is ``ARM/seed_N`` in it.
+            ranks: Number of ranks of each run. None: as many as a batch system will give it.
+            launcher: See :attr:`Run.launcher`. None: ``'pytorch'`` for several ranks.
         """
+        launcher = launcher or ('none' if ranks in (None, 1) else 'pytorch')
         return [
-            Run(arm, seed, Path(work_dir).absolute() / arm.name / f'seed_{seed}')
+            Run(arm, seed, Path(work_dir).absolute() / arm.name / f'seed_{seed}', ranks, launcher)
             for seed in self.seeds
             for arm in self.arms
         ]

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from mmgrc.engine.atomic_checkpoint_hook import write_atomically
 from mmgrc.engine.stop_signal_hook import CHECKPOINT_NAME
 from mmgrc.runs.error import InputError
-from mmgrc.runs.processes import end_with_parent
+from mmgrc.runs.processes import child_processes, end_with_parent
 from mmgrc.visualization.curves import read_scalars
 
 from .table import Run
@@ -71,10 +71,10 @@ def check_definition(run: Run) -> None:
     except FileNotFoundError:
         return
     for name, wanted in run.definition.items():
-        if found.get(name) != wanted:
+        if found.get(name, wanted) != wanted:
             raise InputError(
-                f'{run.work_dir} was made with {name}={found.get(name)!r}, but the table says {wanted!r}: remove this '
-                'folder, or set another one with --work-dir'
+                f'{run.work_dir} was made with {name}={found[name]!r}, but now it is {wanted!r}: remove this folder, '
+                'or set another one with --work-dir'
             )
 
 
@@ -108,7 +108,6 @@ class Training:
     Args:
         run: What to train.
         env: Environment variables. Those of the run take precedence.
-        ranks: Start it with ``srun``, as the tasks of a Slurm job.
 
     Raises:
         BlockingIOError: Another process is training this run.
@@ -116,10 +115,10 @@ class Training:
         OSError: The work dir cannot be written.
     """
 
-    def __init__(self, run: Run, env: Mapping[str, str], ranks: bool = False) -> None:
+    def __init__(self, run: Run, env: Mapping[str, str]) -> None:
         self.run = run
         self.log = run.work_dir / LOG
-        self._env, self._ranks = env, ranks
+        self._env = env
         run.work_dir.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(run.work_dir / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -135,16 +134,13 @@ class Training:
         self._seconds_before = self._earlier_seconds()
         self._started = time.time()
         self._write_session()
-        environment = {**os.environ, 'PYTHONUNBUFFERED': '1', **self._env, **self.run.arm.env}
-        command = self.run.command(*(['--launcher', 'slurm'] if self._ranks else []))
-        if self._ranks:
-            command = ['srun', '--kill-on-bad-exit=1', *command]
+        environment = {**os.environ, 'PYTHONUNBUFFERED': '1', **self._env, **self.run.env}
         with self.log.open('ab') as log:
             log.write(f'$ {self.run.shell_line()}\n'.encode())
             log.flush()
             # In a new session, so that Ctrl-C reaches only the tool, which then stops its trainings.
             self._process = subprocess.Popen(
-                command,
+                self.run.command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -189,9 +185,15 @@ class Training:
 
     def stop(self) -> None:
         """Ask the training to save a checkpoint after the current iteration and to end."""
-        # Only to the main process: the signal would kill the data loader workers.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process.pid, signal.SIGUSR1)
+        # Only to the main processes: the signal would kill the data loader workers. torchrun does not pass it on.
+        pids, number = [self._process.pid], signal.SIGUSR1
+        if self.run.launcher == 'pytorch':
+            pids = child_processes(self._process.pid)
+            if not pids:
+                pids, number = [self._process.pid], signal.SIGTERM
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def kill(self) -> None:
         """Kill the training and all processes that it started."""
@@ -220,7 +222,7 @@ class Training:
             return self._close(Result('unfinished'))
         if code:
             return self._close(self._failed(f'exit code {code}'))
-        return self._close(self._collect(metrics, None if self._ranks else usage.ru_maxrss / 1024))
+        return self._close(self._collect(metrics, None if self.run.launcher == 'slurm' else usage.ru_maxrss / 1024))
 
     def _close(self, result: Result) -> Result:
         if result.status != 'unfinished':

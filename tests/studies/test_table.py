@@ -43,27 +43,40 @@ def test_arms_have_what_is_common_and_their_own(write_table, monkeypatch, tmp_pa
     assert [str(run) for run in runs] == ['a, seed 0', 'b.2, seed 0', 'a, seed 1', 'b.2, seed 1']
     first, second, *_, last = runs
     assert last.work_dir == tmp_path / 'out' / 'b.2' / 'seed_1'
-    assert options_of(first.command()) == {
+    assert options_of(first.command) == {
         'optim_wrapper.optimizer.lr': 1e-4,
         'model.backbone.grc.stages': (1, 2),
         'load_from': None,
         'randomness.seed': 0,
     }
-    assert options_of(second.command())['optim_wrapper.optimizer.lr'] == 1e-3
-    assert options_of(second.command())['load_from'] == '/data/second/x.pth'
+    assert options_of(second.command)['optim_wrapper.optimizer.lr'] == 1e-3
+    assert options_of(second.command)['load_from'] == '/data/second/x.pth'
     assert first.arm.env == {'A_B': '1'}
     assert second.arm.env == {'A_B': '1', 'SHAPES_ROOT': '/data/second', 'OMP_NUM_THREADS': '2'}
     words = shlex.split(last.shell_line())
     assert words[:3] == ['A_B=1', 'SHAPES_ROOT=/data/second', 'OMP_NUM_THREADS=2']
-    assert words[3:] == last.command()
+    assert words[3:] == last.command
     assert '--resume' in words
+
+
+def test_ranks_of_a_run(write_table, tmp_path, monkeypatch):
+    study = read_table(write_table())
+    monkeypatch.setenv('PYTHON', 'python3')
+    alone, ranks, slurm, unknown = (study.runs(tmp_path / 'out', *how)[0] for how in ((), (4,), (4, 'slurm'), (None,)))
+    train = alone.command[1:]
+    assert ranks.command == ['tools/dist_train.sh', train[1], '4', *train[2:]]
+    assert ranks.shell_line().startswith('PYTHON=python3 tools/dist_train.sh ')
+    assert slurm.command[:6] == ['srun', '--kill-on-bad-exit=1', 'python3', *train[:2], '--launcher']
+    assert slurm.command[6:] == ['slurm', *train[2:]]
+    counts = [run.definition.get('gpus_per_run') for run in (alone, ranks, slurm, unknown)]
+    assert counts == [1, 4, 4, None]
 
 
 def test_options_reach_the_training_as_they_are(write_table, tmp_path):
     values = [[1, 2], [[1, 2], [3]], True, False, None, 3, -0.5, 1e-7, [], 'text', ['a', 'b'], [True, None]]
     arms = [{'name': 'a', 'cfg_options': {'model': {'backbone': {f'x{i}': v for i, v in enumerate(values)}}}}]
     (run, *_) = read_table(write_table(arms=arms, reference=...)).runs(tmp_path)
-    options = options_of(run.command())
+    options = options_of(run.command)
     assert [options[f'model.backbone.x{i}'] for i in range(len(values))] == values
 
 
@@ -133,7 +146,7 @@ def test_tables_of_the_repository(path, monkeypatch, tmp_path):
     files = {arm.config: Config.fromfile(arm.config) for arm in study.arms}
     for run in study.runs(tmp_path)[: len(study.arms)]:
         config = copy.deepcopy(files[run.arm.config])
-        config.merge_from_dict(options_of(run.command()))
+        config.merge_from_dict(options_of(run.command))
         configs.append(config)
     parts = ('model', 'optim_wrapper', 'load_from', 'train_cfg', 'train_dataloader')
     assert len({str([config.get(part) for part in parts]) for config in configs}) == len(configs)

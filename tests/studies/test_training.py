@@ -6,7 +6,7 @@ import os
 import pytest
 
 from mmgrc.runs.error import InputError
-from mmgrc.studies import read_table, run_study
+from mmgrc.studies import read_table, run_one, run_study
 from mmgrc.studies.training import Training, _drop_unvalidated
 
 
@@ -54,3 +54,27 @@ def test_folder_of_another_table_is_refused(write_table, tmp_path, monkeypatch):
     changed = read_table(write_table(cfg_options={'train_cfg.max_epochs': 3}))
     with pytest.raises(InputError, match=r"seed_0 was made with cfg_options=.*'train_cfg.max_epochs': '3'.*remove"):
         run_study(changed, tmp_path / 'out')
+    with pytest.raises(InputError, match=r'seed_0 was made with gpus_per_run=1, but now it is 2: remove'):
+        run_study(study, tmp_path / 'out', ranks=2)
+
+
+def test_gpus_and_threads_of_the_ranks(write_table, tmp_path, monkeypatch):
+    """Each of two runs at once gets three of six GPUs, and a sixth of the cores for each rank."""
+    monkeypatch.setattr(os, 'cpu_count', lambda: 13)
+    # It stands for torchrun.
+    python = tmp_path / 'python'
+    python.write_text('#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $OMP_NUM_THREADS $*"\nsleep 1\n')
+    python.chmod(0o755)
+    monkeypatch.setenv('PYTHON', str(python))
+    study = read_table(write_table(seeds=[0]))
+    run_study(study, tmp_path / 'out', jobs=2, gpus=['0', '2', '4', '5', '6', '7'], ranks=3)
+    logs = [(tmp_path / 'out' / arm / 'seed_0' / 'train.log').read_text().splitlines() for arm in ('plain', 'both')]
+    for (command, started), gpus in zip(logs, ('0,2,4', '5,6,7'), strict=True):
+        assert 'tools/dist_train.sh' in command
+        assert started.startswith(f'{gpus} 2 -m torch.distributed.run --nnodes=1 --nproc_per_node=3 ')
+
+
+def test_tasks_of_a_slurm_job_are_the_ranks(write_table, tmp_path, monkeypatch):
+    monkeypatch.setenv('SLURM_NTASKS', '8')
+    with pytest.raises(InputError, match='--gpus-per-run 2: each of the 8 tasks of this Slurm job is a rank'):
+        run_one(read_table(write_table()), tmp_path / 'out', 0, ranks=2)

@@ -34,6 +34,8 @@ TABLE = {
         {'name': 'both'},
     ],
 }
+# As the last arm, for two ranks, whose steps then have as many images as those of one process.
+HALF_BATCH = {'name': 'both', 'cfg_options': {'train_dataloader.batch_size': 1}}
 
 
 def write(path, **entries):
@@ -157,10 +159,10 @@ def test_killed_in_the_last_validation(study, done, tmp_path):
     assert not (tmp_path / 'work/runs.csv').exists()
 
 
-def start(table, work_dir, environment):
+def start(table, work_dir, environment, *options):
     """Start the tool in a new process, which starts its training in another one."""
     return subprocess.Popen(
-        [sys.executable, 'tools/study.py', str(table), '--work-dir', str(work_dir)],
+        [sys.executable, 'tools/study.py', str(table), '--work-dir', str(work_dir), *options],
         cwd=REPOSITORY,
         env=environment,
         stdout=subprocess.PIPE,
@@ -185,16 +187,32 @@ def trainings(work_dir):
             command = (folder / 'cmdline').read_text().split('\0')
         except OSError:
             continue
-        if str(work_dir) in command and 'tools/train.py' in command:
+        # The launcher of ranks names the tool by its whole path, as do the ranks.
+        if str(work_dir) in command and any(word.endswith('tools/train.py') for word in command):
             found.append(int(folder.name))
     return found
 
 
-def test_stopped_and_killed_it_goes_on(done, environment, tmp_path):
+@pytest.fixture(params=[1, 2], ids=['one process', 'two ranks'])
+def unbroken(request, done, environment, tmp_path):
+    """The folder of an uninterrupted run, and its number of ranks, each with one image at a time."""
+    if request.param == 1:
+        return done[1] / 'both/seed_3', 1
+    table = write(tmp_path / 'tiny.yml', arms=[HALF_BATCH], seeds=[3], reference='both')
+    tool = start(table, tmp_path / 'unbroken', environment, '--gpus-per-run', '2')
+    output, _ = tool.communicate(timeout=300)
+    assert tool.returncode == 0, output
+    return tmp_path / 'unbroken/both/seed_3', 2
+
+
+def test_stopped_and_killed_it_goes_on(unbroken, environment, tmp_path):
     """After SIGTERM in the first epoch and SIGKILL in the second, the run ends like an uninterrupted one."""
-    table = write(tmp_path / 'tiny.yml', arms=[{'name': 'both'}], seeds=[3], reference='both')
+    unbroken, ranks = unbroken
+    arm = {'name': 'both'} if ranks == 1 else HALF_BATCH
+    table = write(tmp_path / 'tiny.yml', arms=[arm], seeds=[3], reference='both')
     run = tmp_path / 'work/both/seed_3'
-    tool = start(table, tmp_path / 'work', environment)
+    options = ['--gpus-per-run', str(ranks)]
+    tool = start(table, tmp_path / 'work', environment, *options)
     wait_for(f'Epoch(train) [1][1/{STEPS}]', run / 'train.log', tool)
     tool.send_signal(signal.SIGTERM)
     output, _ = tool.communicate(timeout=100)
@@ -205,23 +223,27 @@ def test_stopped_and_killed_it_goes_on(done, environment, tmp_path):
     assert not (run / 'result.json').exists()
     assert len(losses(run)) < STEPS
 
-    tool = start(table, tmp_path / 'work', environment)
+    tool = start(table, tmp_path / 'work', environment, *options)
     wait_for(f'Epoch(train) [2][1/{STEPS}]', run / 'train.log', tool)
-    (training,) = trainings(run)
+    assert f'GPU number: {ranks}' in (run / 'train.log').read_text()
+    # The ranks and their launcher, and the loader workers that were forked from the ranks.
+    assert len(trainings(run)) >= (1 if ranks == 1 else 1 + ranks)
     tool.kill()
     tool.communicate()
     end = time.monotonic() + 30
-    while Path(f'/proc/{training}').exists():
+    while trainings(run):
         assert time.monotonic() < end, 'the training outlives the tool'
         time.sleep(0.05)
+    # Killed, and not ended by itself.
+    assert not (run / f'epoch_{EPOCHS}.pth').exists()
     assert not (run / 'result.json').exists()
 
-    tool = start(table, tmp_path / 'work', environment)
+    tool = start(table, tmp_path / 'work', environment, *options)
     output, _ = tool.communicate(timeout=300)
     assert tool.returncode == 0, output
     assert '[1/1] both, seed 3: finished' in output
-    assert losses(run) == losses(done[1] / 'both/seed_3')
-    result, unbroken = (json.loads((p / 'result.json').read_text()) for p in (run, done[1] / 'both/seed_3'))
+    assert losses(run) == losses(unbroken)
+    result, unbroken = (json.loads((p / 'result.json').read_text()) for p in (run, unbroken))
     assert (result['final'], result['best']) == (unbroken['final'], unbroken['best'])
     # The memory of a process that has imported torch and MMDetection.
     assert 200 < result['peak_memory'] < 8000
@@ -269,5 +291,12 @@ def test_bad_input_ends_before_the_first_run(study, tmp_path):
         assert result.returncode == 1
         assert f'study: {words}' in result.stderr or words in result.stderr
         assert 'Traceback' not in result.stderr
-    assert study(table, '--jobs', '0').returncode == 2
+    for args, words in (
+        (['--jobs', '0'], '0: give a whole number'),
+        (['--gpus', '0,1,2', '--gpus-per-run', '2'], '--gpus 0,1,2: 3 GPUs cannot be divided into runs of'),
+        (['--slurm', 'part', '--gpus-per-run', '2'], '--slurm: put GPUS=N before the command'),
+    ):
+        result = study(table, *args, '--work-dir', tmp_path / 'work')
+        assert result.returncode == 2
+        assert words in result.stderr
     assert not (tmp_path / 'work').exists()

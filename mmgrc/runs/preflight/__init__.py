@@ -11,10 +11,11 @@ from .models import (
     check_work_dir,
 )
 from .optimizers import check_optimizer
-from .schedule import check_schedule
+from .schedule import check_batch_size, check_schedule
 
 __all__ = [
     'CocoFiles',
+    'check_batch_size',
     'check_checkpoint',
     'check_datasets',
     'check_evaluator',

@@ -1,4 +1,4 @@
-"""Checks of the schedule of a training."""
+"""Checks of the schedule of a training: its length, and the batch size that its learning rate is for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-__all__ = ['check_schedule']
+__all__ = ['check_batch_size', 'check_schedule']
 
 # Numbers of steps are estimated: samplers fill the last batch, or drop it.
 _TOLERANCE = 0.95
@@ -45,6 +45,34 @@ def check_schedule(config: Config, images: int | None, ranks: int = 1) -> None:
         f'param_scheduler: the last scheduler ends at {"epoch" if by_epoch else "iteration"} {end} of '
         f'{length[by_epoch]:.0f}. From there on, the learning rate is constant. If that is not meant, set its end, and '
         'its milestones or T_max',
+        logger='current',
+        level=logging.WARNING,
+    )
+
+
+def check_batch_size(config: Config, ranks: int = 1, scaled: bool = False) -> None:
+    """Warn if the learning rate is meant for another number of images, as with fewer GPUs than the recipe is for.
+
+    Args:
+        config: The whole config. Without ``auto_scale_lr.base_batch_size`` nothing is checked.
+        ranks: Number of ranks.
+        scaled: Whether ``--auto-scale-lr`` was given.
+    """
+    settings, batch = config.get('auto_scale_lr') or {}, (config.get('train_dataloader') or {}).get('batch_size')
+    if not batch or not settings.get('base_batch_size'):
+        return
+    scaled = scaled or settings.get('enable', False)
+    counts = (config.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    images, meant = ranks * batch * counts, ranks * batch if scaled else settings['base_batch_size']
+    if images == meant:
+        return
+    accumulated = f', {counts} accumulated' if counts > 1 else ''
+    remedy = '--auto-scale-lr scales it'
+    if counts > 1:
+        remedy = 'Set optim_wrapper.optimizer.lr: --auto-scale-lr does not count accumulated batches'
+    print_log(
+        f'the weights are updated after {images} images ({batch} x {ranks} ranks{accumulated}), but the learning rate '
+        f'is for {meant}. {remedy}',
         logger='current',
         level=logging.WARNING,
     )

@@ -1,9 +1,9 @@
-"""Schedulers that end before the training does."""
+"""Schedulers that end before the training does, and learning rates for other batch sizes."""
 
 import pytest
 
 from mmgrc.runs.config import load_config
-from mmgrc.runs.preflight import check_schedule
+from mmgrc.runs.preflight import check_batch_size, check_schedule
 from tests.conftest import SHAPES_CONFIG
 
 COSINE = {'type': 'CosineAnnealingLR', 'T_max': 12}
@@ -92,10 +92,49 @@ def test_recipes(recipe, images, said):
     assert len(said) == 1
 
 
+@pytest.mark.parametrize(
+    ('options', 'ranks', 'scaled', 'words'),
+    [
+        ({}, 8, False, None),
+        ({}, 1, True, None),
+        ({'auto_scale_lr.enable': True}, 1, False, None),
+        ({'auto_scale_lr': None}, 1, False, None),
+        ({'auto_scale_lr.base_batch_size': None}, 1, False, None),
+        ({}, 1, False, 'after 2 images (2 x 1 ranks), but the learning rate is for 16. --auto-scale-lr scales it'),
+        (
+            {'train_dataloader.batch_size': 4},
+            8,
+            False,
+            'after 32 images (4 x 8 ranks), but the learning rate is for 16',
+        ),
+        ({'train_dataloader.batch_size': 16}, 1, False, None),
+        ({'optim_wrapper.accumulative_counts': 8}, 1, False, None),
+        (
+            {'optim_wrapper.accumulative_counts': 4},
+            *(1, False, 'after 8 images (2 x 1 ranks, 4 accumulated), but the learning rate is for 16. Set optim_wrap'),
+        ),
+        # MMEngine scales for 2 images.
+        (
+            {'optim_wrapper.accumulative_counts': 4},
+            *(1, True, 'after 8 images (2 x 1 ranks, 4 accumulated), but the learning rate is for 2. Set optim_wrap'),
+        ),
+    ],
+)
+def test_batch_size_of_the_learning_rate(options, ranks, scaled, words, said):
+    config = load_config('configs/mask_rcnn_grc_pvt.py')
+    config.merge_from_dict(options)
+    check_batch_size(config, ranks, scaled)
+    assert len(said) == bool(words)
+    assert words is None or words in said[0]
+
+
 @pytest.mark.slow
 def test_tool_warns(run_tool, tmp_path):
-    # 2 steps an epoch. The last option is no hook, so that the run fails after the checks.
-    options = ['train_dataloader.dataset.indices=4', 'train_cfg.max_epochs=400', 'default_hooks.grc_monitor=3']
+    # 4 steps an epoch. The last option is no hook, so that the run fails after the checks.
+    data = ['train_dataloader.dataset.indices=4', 'train_dataloader.batch_size=1']
+    options = [*data, 'train_cfg.max_epochs=200', 'default_hooks.grc_monitor=3']
     result = run_tool('train', SHAPES_CONFIG, '--work-dir', tmp_path, '--cfg-options', *options)
     assert result.returncode
-    assert 'the last scheduler ends at iteration 600 of 800' in result.stdout + result.stderr
+    printed = result.stdout + result.stderr
+    assert 'the last scheduler ends at iteration 600 of 800' in printed
+    assert printed.count('after 1 images (1 x 1 ranks), but the learning rate is for 2.') == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 
@@ -22,6 +23,21 @@ CHECKPOINT_NAME = 'stopped.pth'
 _DEFAULT_SIGNAL = 'SIGUSR1' if hasattr(signal, 'SIGUSR1') else 'SIGBREAK'
 
 
+# Signals that forks of this process ignore. A handler of forks cannot be removed, so each is registered once.
+_ignored_in_forks: set[signal.Signals] = set()
+
+
+def _ignore_in_forks(number: signal.Signals) -> None:
+    """Have the workers of data loaders survive a signal to all processes, as Slurm and ``kill`` of a group send it.
+
+    A worker that dies ends the training before it can save its checkpoint.
+    """
+    # Windows forks no processes.
+    if number not in _ignored_in_forks and hasattr(os, 'register_at_fork'):
+        _ignored_in_forks.add(number)
+        os.register_at_fork(after_in_child=lambda: signal.signal(number, signal.SIG_IGN))
+
+
 class TrainingStopped(Exception):  # noqa: N818
     """Training ended on request, before its last epoch, with a checkpoint."""
 
@@ -31,7 +47,7 @@ class StopSignalHook(Hook):
     """On a signal, save a checkpoint after the current iteration and end the run. ``--resume`` continues from there.
 
     Batch systems send the signal before they end a job, see ``tools/sbatch_train.sh``. It may reach one rank or all.
-    The ranks agree at each iteration, by exchanging one number.
+    The ranks agree at each iteration, by exchanging one number. Forked workers of data loaders ignore the signal.
 
     Args:
         name: Name of the signal. None: SIGUSR1, or on Windows SIGBREAK.
@@ -48,6 +64,7 @@ class StopSignalHook(Hook):
         if name not in signal.Signals.__members__:
             raise ValueError(f'StopSignalHook: name={name!r} is not a signal; give a name such as {_DEFAULT_SIGNAL}')
         self.signal = signal.Signals[name]
+        _ignore_in_forks(self.signal)
         self._asked = False
         self._previous: object = None
 

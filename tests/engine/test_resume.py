@@ -1,6 +1,7 @@
 """A training that was killed, stopped or damaged continues like the uninterrupted one, bit for bit."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -14,6 +15,7 @@ from mmengine.hooks import Hook
 from mmgrc.engine.exact_resume_hook import random_state, set_random_state
 from mmgrc.engine.stop_signal_hook import StopSignalHook
 from mmgrc.runs.checkpoint import last_good_checkpoint, read_checkpoint
+from mmgrc.runs.processes import child_processes
 from tests.conftest import NARROW, REPOSITORY, SHAPES_CONFIG
 from tests.helpers.processes import Tool
 
@@ -235,29 +237,39 @@ def test_unknown_signal_is_named():
     assert issubclass(StopSignalHook, Hook)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(('workers', 'seed'), [(0, SEED), (2, 'randomness.seed=None')])
-@pytest.mark.parametrize('sampler', ['InfiniteSampler', 'DefaultSampler'])
-def test_training_by_iterations(shapes, tmp_path, sampler, workers, seed):
-    """As with the config for small data. The checkpoint is in the middle of a pass over the images."""
-    config = tmp_path / 'iterations.py'
-    config.write_text(
-        f"""
+@pytest.fixture
+def by_iterations(shapes, tmp_path):
+    """Start trainings by iterations, as with the config for small data. Checkpoints are in the middle of a pass."""
+
+    def start(work_dir, *flags, sampler, workers, seed=SEED, log):
+        config = tmp_path / 'iterations.py'
+        config.write_text(
+            f"""
 _base_ = {str(REPOSITORY / SHAPES_CONFIG)!r}
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=7, val_interval=3)
 train_dataloader = dict(sampler=dict(type={sampler!r}))
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=3, max_keep_ckpts=-1))
 log_processor = dict(by_epoch=False)
 """
-    )
-    options = [
-        *(option for option in OPTIONS if not option.startswith('train_cfg')),
-        *(seed, f'train_dataloader.num_workers={workers}', f'train_dataloader.persistent_workers={workers > 0}'),
-    ]
+        )
+        options = [
+            *(option for option in OPTIONS if not option.startswith('train_cfg')),
+            *(seed, f'train_dataloader.num_workers={workers}', f'train_dataloader.persistent_workers={workers > 0}'),
+        ]
+        arguments = [config, '--work-dir', work_dir, *flags, '--cfg-options', *options]
+        return Tool('train', *arguments, log=tmp_path / log, env={'SHAPES_ROOT': str(shapes)})
+
+    return start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('workers', 'seed'), [(0, SEED), (2, 'randomness.seed=None')])
+@pytest.mark.parametrize('sampler', ['InfiniteSampler', 'DefaultSampler'])
+def test_training_by_iterations(by_iterations, tmp_path, sampler, workers, seed):
+    """The checkpoint is in the middle of a pass over the images."""
 
     def run(work_dir, *flags, log):
-        arguments = [config, '--work-dir', work_dir, *flags, '--cfg-options', *options]
-        tool = Tool('train', *arguments, log=tmp_path / log, env={'SHAPES_ROOT': str(shapes)})
+        tool = by_iterations(work_dir, *flags, sampler=sampler, workers=workers, seed=seed, log=log)
         assert tool.end() == 0, tool.output[-3000:]
 
     whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
@@ -267,3 +279,17 @@ log_processor = dict(by_epoch=False)
     (resumed / 'last_checkpoint').write_text(str(resumed / 'iter_3.pth'))
     run(resumed, '--resume', log='resumed.log')
     assert_same_end(resumed, whole, 'iter_7.pth', first_step=4)
+
+
+@pytest.mark.slow
+def test_stop_signal_reaches_the_loader_workers_too(by_iterations, tmp_path):
+    """As from Slurm, or to a process group. A loop by iterations starts its workers before the hook has a handler."""
+    run = by_iterations(tmp_path / 'run', sampler='InfiniteSampler', workers=2, log='train.log')
+    run.wait_for('Iter(train) [1/7]')
+    workers = child_processes(run.process.pid)
+    assert len(workers) == 2
+    for pid in (*workers, run.process.pid):
+        os.kill(pid, signal.SIGUSR1)
+    assert run.end() == 75, run.output[-3000:]
+    assert 'train: SIGUSR1: stopped after iteration' in run.output
+    assert torch.load(tmp_path / 'run/stopped.pth')['meta']['iter'] < 7

@@ -82,10 +82,10 @@ def main(name: str) -> str | None:
         return f'{name}: {error}'
 
     def check_data(args: Namespace, config: Config) -> None:
-        read_image_folders(config, _LOADERS[name])
+        images, ranks = read_image_folders(config, _LOADERS[name]), count_ranks(args.launcher)
         if name == 'pretrain':
-            check_schedule(config, None)
-            check_batch_size(config, count_ranks(args.launcher), args.auto_scale_lr)
+            check_schedule(config, images.get('train_dataloader'), ranks)
+            check_batch_size(config, ranks, args.auto_scale_lr)
         check_evaluator(config, _EVALUATED[name], None, CocoFiles())
 
     return run_tool(Tool(name, 'mmpretrain', 'mmpretrain==1.2.0', _FILES[name], _CHECKS[name], check_data))

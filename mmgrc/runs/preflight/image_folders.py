@@ -134,7 +134,7 @@ def _compare_with_model(config: Config, dataset: BaseDataset, count: int, loader
         )
 
 
-def read_image_folders(config: Config, loaders: Sequence[str]) -> None:
+def read_image_folders(config: Config, loaders: Sequence[str]) -> dict[str, int]:
     """Let mmpretrain read the data sets of a run, check labels and images, and build the loaders.
 
     One process of a machine reads them. A data set with another reader is left to it.
@@ -143,9 +143,13 @@ def read_image_folders(config: Config, loaders: Sequence[str]) -> None:
         config: The whole config.
         loaders: Names of the data loaders that the run will use.
 
+    Returns:
+        The number of images by loader. Loaders whose data sets are wrapped, or are left to another reader, are absent.
+
     Raises:
         InputError: A class has no image, images cannot be decoded, or a loader cannot be built.
     """
+    images = {}
     for loader, dataset in _datasets(config, loaders):
         with quiet():
             call(dataset.full_init, f'mmpretrain cannot read the data set of {loader}')
@@ -153,6 +157,8 @@ def read_image_folders(config: Config, loaders: Sequence[str]) -> None:
         _check_images(dataset, loader)
         if 'dataset' not in config[loader]['dataset']:
             build_loader(config[loader], dataset, loader)
+            images[loader] = len(dataset)
+    return images
 
 
 def _check_labels(dataset: BaseDataset, loader: str) -> None:

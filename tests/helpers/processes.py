@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from mmengine.logging import MMLogger
 
+from mmgrc.runs.processes import child_processes
 from tests.conftest import REPOSITORY
 
 _FORK = multiprocessing.get_context('fork')
@@ -67,16 +68,14 @@ def _rank(function, rank, world_size, rendezvous, backend, args):
 def ranks_of(launcher):
     """Return the process ids of the ranks of a launcher, by rank."""
     ranks = {}
-    for folder in Path('/proc').glob('[0-9]*'):
+    for pid in child_processes(launcher):
         try:
-            parent = int((folder / 'stat').read_text().rsplit(')', 1)[1].split()[1])
-            variables = dict(
-                entry.split('=', 1) for entry in (folder / 'environ').read_text().split('\0') if '=' in entry
-            )
-        except (OSError, ValueError):
+            entries = Path(f'/proc/{pid}/environ').read_text().split('\0')
+        except OSError:
             continue
-        if parent == launcher and 'RANK' in variables:
-            ranks[int(variables['RANK'])] = int(folder.name)
+        variables = dict(entry.split('=', 1) for entry in entries if '=' in entry)
+        if 'RANK' in variables:
+            ranks[int(variables['RANK'])] = pid
     return ranks
 
 

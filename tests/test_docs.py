@@ -114,7 +114,13 @@ COMPARED = {
         ('memory', 'both'),
         ('frozen', 'memory'),
     ],
-    'shapes_memory_settings_pvt': [('frozen', 'memory'), ('half', 'memory'), ('rate_10', 'memory')],
+    'shapes_memory_settings_pvt': [
+        (arm, 'memory')
+        for arm in (
+            *('frozen', 'half', 'rate_10', 'paper'),
+            *('ratio_0.125', 'ratio_0.25', 'ratio_1', 'small_caches', 'large_caches'),
+        )
+    ],
 }
 
 

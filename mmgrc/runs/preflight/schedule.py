@@ -66,13 +66,13 @@ def check_batch_size(config: Config, ranks: int = 1, scaled: bool = False) -> No
     images, meant = ranks * batch * counts, ranks * batch if scaled else settings['base_batch_size']
     if images == meant:
         return
-    accumulated = f', {counts} accumulated' if counts > 1 else ''
+    accumulated = f', accumulative_counts={counts}' if counts > 1 else ''
     remedy = '--auto-scale-lr scales it'
     if counts > 1:
         remedy = 'Set optim_wrapper.optimizer.lr: --auto-scale-lr does not count accumulated batches'
     print_log(
-        f'the weights are updated after {images} images ({batch} x {ranks} ranks{accumulated}), but the learning rate '
-        f'is for {meant}. {remedy}',
+        f'images per update of the weights: {images} (batch_size={batch}, ranks={ranks}{accumulated}), but the '
+        f'learning rate is for {meant}. {remedy}',
         logger='current',
         level=logging.WARNING,
     )

@@ -100,23 +100,36 @@ def test_recipes(recipe, images, said):
         ({'auto_scale_lr.enable': True}, 1, False, None),
         ({'auto_scale_lr': None}, 1, False, None),
         ({'auto_scale_lr.base_batch_size': None}, 1, False, None),
-        ({}, 1, False, 'after 2 images (2 x 1 ranks), but the learning rate is for 16. --auto-scale-lr scales it'),
+        (
+            {},
+            1,
+            False,
+            'weights: 2 (batch_size=2, ranks=1), but the learning rate is for 16. --auto-scale-lr scales it',
+        ),
         (
             {'train_dataloader.batch_size': 4},
             8,
             False,
-            'after 32 images (4 x 8 ranks), but the learning rate is for 16',
+            'weights: 32 (batch_size=4, ranks=8), but the learning rate is for 16. -',
         ),
         ({'train_dataloader.batch_size': 16}, 1, False, None),
         ({'optim_wrapper.accumulative_counts': 8}, 1, False, None),
         (
             {'optim_wrapper.accumulative_counts': 4},
-            *(1, False, 'after 8 images (2 x 1 ranks, 4 accumulated), but the learning rate is for 16. Set optim_wrap'),
+            *(
+                1,
+                False,
+                'weights: 8 (batch_size=2, ranks=1, accumulative_counts=4), but the learning rate is for 16. Set ',
+            ),
         ),
         # MMEngine scales for 2 images.
         (
             {'optim_wrapper.accumulative_counts': 4},
-            *(1, True, 'after 8 images (2 x 1 ranks, 4 accumulated), but the learning rate is for 2. Set optim_wrap'),
+            *(
+                1,
+                True,
+                'weights: 8 (batch_size=2, ranks=1, accumulative_counts=4), but the learning rate is for 2. Set ',
+            ),
         ),
     ],
 )
@@ -137,4 +150,4 @@ def test_tool_warns(run_tool, tmp_path):
     assert result.returncode
     printed = result.stdout + result.stderr
     assert 'the last scheduler ends at iteration 600 of 800' in printed
-    assert printed.count('after 1 images (1 x 1 ranks), but the learning rate is for 2.') == 1
+    assert printed.count('weights: 1 (batch_size=1, ranks=1), but the learning rate is for 2.') == 1

@@ -114,6 +114,7 @@ COMPARED = {
         ('memory', 'both'),
         ('frozen', 'memory'),
     ],
+    'shapes_memory_batch_1_pvt': [('memory', 'plain')],
     'shapes_memory_ranks_pvt': [('no_sync', 'sync')],
     'shapes_memory_settings_pvt': [
         (arm, 'memory')

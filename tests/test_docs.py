@@ -115,6 +115,7 @@ COMPARED = {
         ('frozen', 'memory'),
     ],
     'shapes_memory_batch_1_pvt': [('memory', 'plain')],
+    'shapes_memory_batch_8_pvt': [('memory', 'plain')],
     'shapes_memory_ranks_pvt': [('no_sync', 'sync')],
     'shapes_memory_settings_pvt': [
         (arm, 'memory')

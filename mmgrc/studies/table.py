@@ -76,8 +76,7 @@ class Run:
     @property
     def command(self) -> list[str]:
         """The command line of the training."""
-        python = os.environ.get('PYTHON', sys.executable)
-        train = [python, _shortest(TOOLS / 'train.py'), self.arm.config]
+        train = [_python(), _shortest(TOOLS / 'train.py'), self.arm.config]
         starts = {
             'none': train,
             'pytorch': [_shortest(TOOLS / 'dist_train.sh'), self.arm.config, str(self.ranks)],
@@ -93,7 +92,7 @@ class Run:
     def env(self) -> dict[str, str]:
         """Environment variables of the training, besides those of this process."""
         # The launcher starts the interpreter by this name.
-        python = {'PYTHON': os.environ.get('PYTHON', sys.executable)} if self.launcher == 'pytorch' else {}
+        python = {'PYTHON': _python()} if self.launcher == 'pytorch' else {}
         return {**python, **self.arm.env}
 
     def shell_line(self) -> str:
@@ -133,6 +132,11 @@ class Study:
             for seed in self.seeds
             for arm in self.arms
         ]
+
+
+def _python() -> str:
+    """The interpreter of the trainings."""
+    return os.environ.get('PYTHON', sys.executable)
 
 
 def _shortest(path: Path) -> str:

@@ -185,7 +185,7 @@ class Training:
 
     def stop(self) -> None:
         """Ask the training to save a checkpoint after the current iteration and to end."""
-        # Only to the main processes: the signal would kill the data loader workers. torchrun does not pass it on.
+        # Only to the main processes: spawned data loader workers would die of it. torchrun does not pass it on.
         pids, number = [self._process.pid], signal.SIGUSR1
         if self.run.launcher == 'pytorch':
             pids = child_processes(self._process.pid)

@@ -92,6 +92,9 @@ def test_recipes(recipe, images, said):
     assert len(said) == 1
 
 
+BATCH, COUNTS = 'train_dataloader.batch_size', 'optim_wrapper.accumulative_counts'
+
+
 @pytest.mark.parametrize(
     ('options', 'ranks', 'scaled', 'words'),
     [
@@ -100,36 +103,22 @@ def test_recipes(recipe, images, said):
         ({'auto_scale_lr.enable': True}, 1, False, None),
         ({'auto_scale_lr': None}, 1, False, None),
         ({'auto_scale_lr.base_batch_size': None}, 1, False, None),
+        ({BATCH: 16}, 1, False, None),
+        ({COUNTS: 8}, 1, False, None),
+        ({}, 1, False, '2 (batch_size=2, ranks=1), but the learning rate is for 16. --auto-scale-lr scales it'),
+        ({BATCH: 4}, 8, False, '32 (batch_size=4, ranks=8), but the learning rate is for 16. -'),
         (
-            {},
+            {COUNTS: 4},
             1,
             False,
-            'weights: 2 (batch_size=2, ranks=1), but the learning rate is for 16. --auto-scale-lr scales it',
-        ),
-        (
-            {'train_dataloader.batch_size': 4},
-            8,
-            False,
-            'weights: 32 (batch_size=4, ranks=8), but the learning rate is for 16. -',
-        ),
-        ({'train_dataloader.batch_size': 16}, 1, False, None),
-        ({'optim_wrapper.accumulative_counts': 8}, 1, False, None),
-        (
-            {'optim_wrapper.accumulative_counts': 4},
-            *(
-                1,
-                False,
-                'weights: 8 (batch_size=2, ranks=1, accumulative_counts=4), but the learning rate is for 16. Set ',
-            ),
+            '8 (batch_size=2, ranks=1, accumulative_counts=4), but the learning rate is for 16. Set ',
         ),
         # MMEngine scales for 2 images.
         (
-            {'optim_wrapper.accumulative_counts': 4},
-            *(
-                1,
-                True,
-                'weights: 8 (batch_size=2, ranks=1, accumulative_counts=4), but the learning rate is for 2. Set ',
-            ),
+            {COUNTS: 4},
+            1,
+            True,
+            '8 (batch_size=2, ranks=1, accumulative_counts=4), but the learning rate is for 2. Set ',
         ),
     ],
 )
@@ -138,7 +127,7 @@ def test_batch_size_of_the_learning_rate(options, ranks, scaled, words, said):
     config.merge_from_dict(options)
     check_batch_size(config, ranks, scaled)
     assert len(said) == bool(words)
-    assert words is None or words in said[0]
+    assert words is None or f'images per update of the weights: {words}' in said[0]
 
 
 @pytest.mark.slow

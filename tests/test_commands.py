@@ -94,6 +94,9 @@ NOT_EXECUTED = {
     r'python tools/train\.py .*init_cfg\.checkpoint=backbone\.pth': Instead(
         None, 'needs a classifier', 'tools/test_pretrain.py::test_detector_starts_from_the_classifier'
     ),
+    r'python (tools/export_onnx|detect)\.py ': Instead(
+        None, 'takes a minute', 'export/test_onnx.py::test_the_script_of_the_page'
+    ),
     r'make lint$': Instead('--dry-run', 'looks at the code', 'test_repository.py::test_the_workflow_is_ci_run'),
     r'pip install pre-commit ': Instead(
         None, 'fetches packages', 'test_repository.py::test_pre_commit_has_the_pinned_ruff'

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mmgrc.models.ops import describe_ops
-from mmgrc.runs.benchmark import DTYPES, Options, Result, compare
+from mmgrc.runs.benchmark import DTYPES, Options, Result, check_comparison, compare
 from mmgrc.runs.error import InputError
+from mmgrc.runs.preflight import check_output_file
 
 
 def _table(first: Result, second: Result) -> Table:
@@ -84,19 +85,28 @@ def main() -> str | None:
     parser.add_argument('--json', metavar='FILE', help='also write the figures to this file')
     parser.add_argument('--markdown', metavar='FILE', help='also write a table to this file')
     args = parser.parse_args()
+    kept = {field.name: getattr(args, field.name) for field in fields(Options)}
+    planned = [
+        (config, against, Options(**{**kept, 'mode': mode, 'dtype': dtype}))
+        for config, against, mode, dtype in itertools.product(args.config, args.against, args.mode, args.dtype)
+    ]
     comparisons: list[tuple[Options, tuple[Result, Result]]] = []
     too_large = []
-    for config, against, mode, dtype in itertools.product(args.config, args.against, args.mode, args.dtype):
-        kept = {field.name: getattr(args, field.name) for field in fields(Options)}
-        options = Options(**{**kept, 'mode': mode, 'dtype': dtype})
+    try:
+        for comparison in planned:
+            check_comparison(*comparison)
+        for file in filter(None, (args.json, args.markdown)):
+            check_output_file(file)
+    except InputError as error:
+        return f'benchmark: {error}'
+    for config, against, options in planned:
         try:
             results = compare(config, against, options)
-        except InputError as error:
-            return f'benchmark: {error}'
         except torch.cuda.OutOfMemoryError:
-            too_large.append(f'{config} against {against}, {mode}, {dtype}')
+            too_large.append(f'{config} against {against}, {options.mode}, {options.dtype}')
             continue
-        print(f'A: {results[0].name}\nB: {results[1].name}\n{mode}, {dtype}, operations: {describe_ops()}', flush=True)
+        print(f'A: {results[0].name}\nB: {results[1].name}')
+        print(f'{options.mode}, {options.dtype}, operations: {describe_ops()}', flush=True)
         Console().print(_table(*results))
         comparisons.append((options, results))
         # After each comparison, so that an interrupted run keeps those that it has made.

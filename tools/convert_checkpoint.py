@@ -16,11 +16,13 @@ import sys
 
 import torch
 
+from mmgrc.engine.atomic_checkpoint_hook import open_atomically
 from mmgrc.models.backbones import CachedBackbone
 from mmgrc.models.convert import convert_checkpoint, replace_caches, resize_caches
 from mmgrc.runs.checkpoint import read_checkpoint
 from mmgrc.runs.config import build_model, load_config
 from mmgrc.runs.error import InputError, first_few
+from mmgrc.runs.preflight import check_output_file
 
 
 def main() -> str | None:
@@ -43,10 +45,16 @@ def main() -> str | None:
     args = parser.parse_args()
     convert = _resize if args.resize_caches else _replace if args.replace_caches else _convert
     try:
+        check_output_file(args.dst)
         convert(args, read_checkpoint(args.src))
     except (ValueError, OSError, RuntimeError, InputError) as error:
         return f'convert_checkpoint: {error}'
     return None
+
+
+def _save(args: argparse.Namespace, meta: dict, state: dict[str, torch.Tensor]) -> None:
+    with open_atomically(args.dst) as file:
+        torch.save({'meta': {**meta, 'source': args.src}, 'state_dict': state}, file)
 
 
 def _convert(args: argparse.Namespace, checkpoint: dict) -> None:
@@ -56,7 +64,7 @@ def _convert(args: argparse.Namespace, checkpoint: dict) -> None:
         if not isinstance(backbone, CachedBackbone):
             raise ValueError(f'the backbone of {args.config} is a {type(backbone).__name__}, not one of mmgrc')
     state, report = convert_checkpoint(checkpoint, backbone)
-    torch.save({'meta': {'source': args.src}, 'state_dict': state}, args.dst)
+    _save(args, {}, state)
     print(f'{args.dst}: {report}')
     if caches := sum(key.endswith('.grc.cache') for key in state):
         print(f'  It has {caches} caches. A detector starts with empty ones unless grc.keep_caches=True.')
@@ -70,15 +78,14 @@ def _resize(args: argparse.Namespace, checkpoint: dict) -> None:
     state, resized = resize_caches(checkpoint, *map(build_model, configs))
     if not resized:
         raise ValueError('the two configs have the same grc.cache_sizes: there is nothing to resize')
-    meta = {**checkpoint.get('meta', {}), 'source': args.src, 'cfg': configs[1].pretty_text}
-    torch.save({'meta': meta, 'state_dict': state}, args.dst)
+    _save(args, {**checkpoint.get('meta', {}), 'cfg': configs[1].pretty_text}, state)
     print(f'{args.dst}: {len(resized)} caches resized, {len(state) - len(resized)} other tensors unchanged')
 
 
 def _replace(args: argparse.Namespace, checkpoint: dict) -> None:
     source = args.replace_caches
     state, replaced = replace_caches(checkpoint, source if source in ('zeros', 'shuffled') else read_checkpoint(source))
-    torch.save({'meta': {**checkpoint.get('meta', {}), 'source': args.src}, 'state_dict': state}, args.dst)
+    _save(args, checkpoint.get('meta', {}), state)
     print(
         f'{args.dst}: {len(replaced)} caches replaced ({source}), {len(state) - len(replaced)} other tensors unchanged'
     )

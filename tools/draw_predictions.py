@@ -8,6 +8,7 @@ import sys
 from mmgrc.runs.config import load_config
 from mmgrc.runs.error import InputError
 from mmgrc.visualization.detections import draw_predictions
+from mmgrc.visualization.image_file import check_image_file
 from mmgrc.visualization.predictions import read_predictions, read_test_set
 
 
@@ -22,6 +23,7 @@ def main() -> str | None:
     if args.count < 1:
         return f'draw_predictions: --count {args.count}: give 1 or more'
     try:
+        check_image_file(args.out)
         test_set = read_test_set(load_config(args.config))
         predictions = read_predictions(args.predictions)
         notes = draw_predictions(predictions, *test_set, args.out, args.count, args.score_thr)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from mmgrc.runs.error import InputError
+from mmgrc.visualization.image_file import check_image_file
 from mmgrc.visualization.mix import plot_lambda
 
 
@@ -15,8 +17,9 @@ def main() -> str | None:
     parser.add_argument('--out', metavar='FILE', default='lambda.png', help='image file to write')
     args = parser.parse_args()
     try:
+        check_image_file(args.out)
         plot_lambda(args.checkpoints, args.out, args.names)
-    except (OSError, ValueError) as error:
+    except (InputError, OSError, ValueError) as error:
         return f'plot_lambda: {error}'
     print(f'{args.out} is written')
     return None

@@ -6,7 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from mmgrc.runs.error import InputError
 from mmgrc.visualization.curves import plot_run
+from mmgrc.visualization.image_file import check_image_file
 
 
 def main() -> str | None:
@@ -16,8 +18,10 @@ def main() -> str | None:
     args = parser.parse_args()
     out = args.out or Path(args.work_dir) / 'curves.png'
     try:
+        if args.out:
+            check_image_file(args.out)
         plot_run(args.work_dir, out)
-    except (OSError, ValueError) as error:
+    except (InputError, OSError, ValueError) as error:
         return f'plot_run: {error}'
     print(f'{out} is written')
     return None

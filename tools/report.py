@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from mmgrc.runs.error import InputError
+from mmgrc.runs.preflight import check_output_file
 from mmgrc.visualization.report import write_report
 
 
@@ -22,6 +23,8 @@ def main() -> str | None:
     args = parser.parse_args()
     out = args.out or Path(args.work_dir) / 'report.html'
     try:
+        if args.out:
+            check_output_file(args.out)
         notes = write_report(args.work_dir, out, args.predictions)
     except (OSError, ValueError, InputError) as error:
         return f'report: {error}'

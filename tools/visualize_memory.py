@@ -11,6 +11,7 @@ from mmgrc.datasets.images import read_image
 from mmgrc.inference import describe_failure, load_detector
 from mmgrc.runs.config import load_config
 from mmgrc.runs.error import InputError
+from mmgrc.visualization.image_file import check_image_file
 from mmgrc.visualization.memory import draw_memory, view_memory
 
 
@@ -24,6 +25,7 @@ def main() -> str | None:
     parser.add_argument('--device', metavar='D', help='cpu, cuda:0, ... (default: a GPU if there is one)')
     args = parser.parse_args()
     try:
+        check_image_file(args.out)
         image = read_image(args.image)
         model = load_detector(load_config(args.config), args.checkpoint, args.device)
         try:

@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from mmgrc.engine.atomic_checkpoint_hook import write_atomically
 from mmgrc.runs.error import InputError
+from mmgrc.runs.preflight import check_output_file
 from mmgrc.version import __version__
 
 from .detectors import OneStage, TwoStage, make_exportable
@@ -57,13 +58,7 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
     """
     check_libraries()
     check_supported(model)
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f'{path} is a folder: give the name of the file to write, such as {path / "detector.onnx"}')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f'{path} cannot be written, since there can be no folder {path.parent}: {error}') from error
+    check_output_file(path)
     metadata, exportable = _metadata(model), make_exportable(model)
     # With gradients enabled, PyTorch traces another kernel for Swin's attention than the one it lowers to ONNX.
     with torch.no_grad(), _silence_exporter():

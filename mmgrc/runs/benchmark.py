@@ -24,7 +24,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from .config import build_model, load_config
 from .error import InputError
 
-__all__ = ['Options', 'Result', 'Spread', 'compare', 'count_flops', 'memoryless_config', 'stock_config']
+__all__ = [
+    'Options',
+    'Result',
+    'Spread',
+    'check_comparison',
+    'compare',
+    'count_flops',
+    'memoryless_config',
+    'stock_config',
+]
 
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 _OBJECTS = 8
@@ -281,6 +290,26 @@ def _set_up_process(options: Options) -> None:
         torch.set_num_threads(options.threads)
 
 
+def _sides(path: str, against: str) -> tuple[tuple[str, str | None], ...]:
+    return (path, None), (path, against) if against in _DERIVED else (against, None)
+
+
+@functools.cache
+def _check_model(path: str, against: str | None) -> None:
+    build_model(_load(path, against))
+
+
+def check_comparison(path: str, against: str, options: Options) -> None:
+    """Check the arguments of :func:`compare`, before anything is measured.
+
+    Raises:
+        InputError: An option or a config cannot be used.
+    """
+    options.check()
+    for side in _sides(path, against):
+        _check_model(*side)
+
+
 def compare(path: str, against: str, options: Options) -> tuple[Result, Result]:
     """Measure and compare two models.
 
@@ -299,9 +328,9 @@ def compare(path: str, against: str, options: Options) -> tuple[Result, Result]:
     Raises:
         InputError: An option or a config cannot be used.
     """
-    options.check()
+    check_comparison(path, against, options)
     _set_up_process(options)
-    sides = ((path, None), (path, against) if against in _DERIVED else (against, None))
+    sides = _sides(path, against)
     names = (path, f'{against} {path}' if against in _DERIVED else against)
     cuda = torch.device(options.device).type == 'cuda'
     if cuda:

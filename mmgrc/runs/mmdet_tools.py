@@ -15,6 +15,7 @@ from .preflight import (
     check_checkpoint,
     check_datasets,
     check_evaluator,
+    check_output_file,
     check_schedule,
     read_datasets,
 )
@@ -42,8 +43,8 @@ def _check_train(args: Namespace, config: Config) -> None:
 def _check_test(args: Namespace, config: Config) -> None:
     _require_detector(config, 'pretrain_test')
     check_datasets(config, _LOADERS['test'])
-    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
-        raise InputError(f'--out {args.out}: the predictions are a pickle; name it .pkl')
+    if args.out is not None:
+        check_output_file(args.out, ('.pkl', '.pickle'))
     check_checkpoint(config, args.checkpoint)
 
 

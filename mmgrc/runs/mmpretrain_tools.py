@@ -16,6 +16,7 @@ from .preflight import (
     check_checkpoint,
     check_evaluator,
     check_image_folders,
+    check_output_file,
     check_schedule,
     read_image_folders,
 )
@@ -61,9 +62,8 @@ def _check_test(args: Namespace, config: Config) -> None:
     check_image_folders(config, _LOADERS['pretrain_test'])
     if args.out_item is not None and args.out is None:
         raise InputError(f'--out-item {args.out_item}: name the file to write with --out')
-    allowed = _METRICS_FORMATS if args.out_item == 'metrics' else ('.pkl', '.pickle')
-    if args.out is not None and not args.out.endswith(allowed):
-        raise InputError(f'--out {args.out}: name it {" or ".join(allowed)}')
+    if args.out is not None:
+        check_output_file(args.out, _METRICS_FORMATS if args.out_item == 'metrics' else ('.pkl', '.pickle'))
     check_checkpoint(config, args.checkpoint)
 
 

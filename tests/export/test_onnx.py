@@ -1,15 +1,23 @@
-"""The ONNX file in onnxruntime finds what MMDetection's `predict` finds."""
+"""The ONNX file in onnxruntime, and in the script of `docs/export.md`, finds what MMDetection finds."""
 
+import ast
 import json
+import re
+import subprocess
+import sys
 from importlib import util
 
+import cv2
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from mmdet.apis import inference_detector
 
 from mmgrc.export import export_onnx
 from mmgrc.runs.error import InputError
+from tests.conftest import REPOSITORY
 from tests.helpers.detectors import assert_same_detections, build_detector, predict, random_image
 
 BATCHES = {
@@ -18,16 +26,24 @@ BATCHES = {
     'large': [random_image(330, 200, 2)],
     'three sizes': [random_image(70, 150, 3), random_image(96, 64, 4), random_image(80, 60, 5)],
 }
+# Neither may be imported.
+WITHOUT_TORCH = "import sys; sys.modules.update(torch=None, mmdet=None, mmgrc=None); exec(open('detect.py').read())"
 # In one process of pytest-xdist: an export takes half a minute.
 pytestmark = pytest.mark.xdist_group('export')
 
 
 @pytest.fixture(scope='module', params=['shapes/mask_rcnn_grc_pvt.py', 'shapes/retinanet_grc_swin.py'])
-def exported(request, tmp_path_factory):
-    """A detector and its file."""
+def exported(request, tmp_path_factory, run_tool):
+    """A detector, and its file from `tools/export_onnx.py`."""
     model = build_detector(request.param)
-    path = tmp_path_factory.mktemp('export') / 'detector.onnx'
-    export_onnx(model, path)
+    folder = tmp_path_factory.mktemp('export')
+    config, checkpoint, path = (folder / name for name in ('config.py', 'detector.pth', 'new/detector.onnx'))
+    model.cfg.dump(config)
+    torch.save({'meta': {'dataset_meta': model.dataset_meta}, 'state_dict': model.state_dict()}, checkpoint)
+    result = run_tool('export_onnx', config, checkpoint, '--out', path, timeout=550)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(f'{path}: {type(model).__name__} with 3 classes\n')
+    assert [file.name for file in path.parent.iterdir()] == ['detector.onnx']
     return model, path
 
 
@@ -75,6 +91,35 @@ def test_only_operators_of_the_standard(exported):
     assert json.loads(meta['test_pipeline']) == [{'type': 'Resize', 'scale_factor': 1.0}]
     assert meta['pad_divisor'] == '32'
     assert meta.get('mask_thr') == ('0.5' if hasattr(model, 'roi_head') else None)
+
+
+@pytest.mark.slow
+def test_the_script_of_the_page(exported, tmp_path):
+    model, path = exported
+    image = tmp_path / 'image.png'
+    cv2.imwrite(str(image), random_image(96, 128))
+    expected = inference_detector(model, str(image)).pred_instances.numpy()
+    # Between two scores, and so that some detections are above it.
+    threshold = float(expected.scores[2:4].mean())
+    page = (REPOSITORY / 'docs' / 'export.md').read_text()
+    (script,) = re.findall(r'`detect\.py`:\s+```python\n(.*?)```', page, re.S)
+    assert '> 0.3' in script
+    (tmp_path / 'detect.py').write_text(script.replace('> 0.3', f'> {threshold}'))
+    command = [sys.executable, '-c', WITHOUT_TORCH, str(path), str(image)]
+    lines = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.splitlines()
+
+    pixels = cv2.imread(str(image))
+    for line, i in zip(lines, range(3), strict=True):
+        name, score, box = line.split(' ', 2)
+        assert name == model.dataset_meta['classes'][expected.labels[i]]
+        assert float(score) == pytest.approx(expected.scores[i], abs=0.01)
+        np.testing.assert_allclose(ast.literal_eval(box), expected.bboxes[i], atol=0.02)
+        if 'masks' in expected:
+            pixels[expected.masks[i]] //= 2
+    drawn = cv2.imread(str(tmp_path / 'detected.png'))
+    # Rounding may decide about a pixel at the threshold of a mask.
+    assert (drawn != pixels).any(axis=2).mean() < 1e-3
+    assert (drawn != cv2.imread(str(image))).any() == ('masks' in expected)
 
 
 def test_missing_library(monkeypatch, tmp_path):

@@ -1,7 +1,10 @@
-"""The protection of a run's work dir."""
+"""The protection of a run's work dir, and what is measured of a run."""
 
 import fcntl
 import os
+import resource
+import sys
+from time import sleep
 
 import pytest
 
@@ -78,3 +81,26 @@ def test_tasks_of_a_slurm_job_are_the_ranks(write_table, tmp_path, monkeypatch):
     monkeypatch.setenv('SLURM_NTASKS', '8')
     with pytest.raises(InputError, match='--gpus-per-run 2: each of the 8 tasks of this Slurm job is a rank'):
         run_one(read_table(write_table()), tmp_path / 'out', 0, ranks=2)
+
+
+def test_peak_memory_is_that_of_the_training(run, monkeypatch, tmp_path):
+    """Its process starts with the peak of this one, as Linux counts it."""
+    python, mebibytes = tmp_path / 'python', 1024
+    python.write_text(
+        f"""#!{sys.executable}
+import json, pathlib, sys
+held = b'1' * ({mebibytes} * 2**20)
+log = pathlib.Path(sys.argv[sys.argv.index('--work-dir') + 1], '20260101_000000', 'vis_data', 'scalars.json')
+log.parent.mkdir(parents=True)
+records = {{'loss': 1.0, 'iter': 1, 'step': 1}}, {{'coco/bbox_mAP': 0.5, 'step': 1}}
+log.write_text(chr(10).join(map(json.dumps, records)))
+"""
+    )
+    python.chmod(0o755)
+    monkeypatch.setenv('PYTHON', str(python))
+    training = Training(run, {})
+    while (result := training.poll(['coco/bbox_mAP'])) is None:
+        sleep(0.01)
+    assert (result.status, result.final) == ('finished', {'coco/bbox_mAP': 0.5})
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    assert mebibytes < result.peak_memory < max(mebibytes, own) + 100

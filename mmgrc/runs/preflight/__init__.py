@@ -8,9 +8,9 @@ from .models import (
     check_parts,
     check_resume,
     check_weights,
-    check_work_dir,
 )
 from .optimizers import check_optimizer
+from .outputs import check_output_file, check_work_dir
 from .schedule import check_batch_size, check_schedule
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     'check_evaluator',
     'check_image_folders',
     'check_optimizer',
+    'check_output_file',
     'check_parts',
     'check_resume',
     'check_schedule',

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlparse
@@ -34,7 +33,6 @@ __all__ = [
     'check_parts',
     'check_resume',
     'check_weights',
-    'check_work_dir',
 ]
 
 
@@ -312,20 +310,3 @@ def _check_optimizer_state(saved: dict, optimizer: torch.optim.Optimizer, path: 
         f'{path}: the state of its optimizer {what}: optim_wrapper was changed. Resume with the config that it was '
         f'trained with, or start from its weights: --cfg-options load_from={path} (without --resume)'
     )
-
-
-def check_work_dir(path: str) -> None:
-    """Check that results can be written, by creating the folder and a file in it. This is the last check before a run.
-
-    Raises:
-        InputError: They cannot be written.
-    """
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as file:
-            file.write(b'0')
-            file.flush()
-    except OSError as error:
-        raise InputError(
-            f'the work dir {path} cannot be written to ({error.strerror}). Give another one with --work-dir'
-        ) from error

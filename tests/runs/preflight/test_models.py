@@ -16,7 +16,6 @@ from mmgrc.runs.preflight import (
     check_parts,
     check_resume,
     check_weights,
-    check_work_dir,
 )
 
 
@@ -67,16 +66,6 @@ def test_checkpoint_of_weights_alone_cannot_go_on(config, checkpoint, tmp_path):
     torch.save({'state_dict': torch.load(checkpoint)['state_dict']}, checkpoint)
     with pytest.raises(InputError, match=r'has no meta and no optimizer.*--cfg-options load_from='):
         check_resume(config, str(checkpoint), str(tmp_path))
-
-
-def test_work_dir_that_cannot_be_written_to(tmp_path):
-    check_work_dir(str(tmp_path / 'a' / 'b'))
-    assert not list((tmp_path / 'a' / 'b').iterdir())
-    (tmp_path / 'file').write_text('')
-    # Root cannot write to these either.
-    for path in (tmp_path / 'file' / 'run', Path('/proc/run')):
-        with pytest.raises(InputError, match=rf'the work dir {path} cannot be written to .*--work-dir'):
-            check_work_dir(str(path))
 
 
 # Optimizers and hooks.

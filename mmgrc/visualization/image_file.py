@@ -17,4 +17,4 @@ def check_image_file(path: str | Path) -> None:
     Raises:
         InputError: It cannot be written.
     """
-    check_output_file(path, [f'.{name}' for name in FigureCanvasBase.filetypes])
+    check_output_file(path, [f'.{name}' for name in sorted(FigureCanvasBase.filetypes)])

@@ -12,7 +12,7 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
-from mmengine.evaluator import Evaluator
+from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.logging import print_log
 from mmengine.registry import EVALUATOR, init_default_scope
 from mmengine.structures import InstanceData
@@ -23,6 +23,7 @@ from ..error import InputError, first_few
 from ..quiet import quiet
 from .coco_file import require_crowd
 from .datasets import CocoFiles, head_classes, is_local
+from .outputs import check_output_file
 
 __all__ = ['check_evaluator']
 
@@ -40,8 +41,8 @@ def check_evaluator(config: Config, phase: str, dataset: Dataset | None, files: 
         files: Stores the files that were read.
 
     Raises:
-        InputError: The evaluator cannot be built, its file does not match the data set, or the evaluation of made-up
-            detections fails.
+        InputError: The evaluator cannot be built, its file does not match the data set, the file that it writes cannot
+            be written, or the evaluation of made-up detections fails.
     """
     names = [f'{phase}_{part}' for part in ('dataloader', 'cfg', 'evaluator')]
     lacking = [name for name in names if not config.get(name) and config.get(name) != {}]
@@ -63,6 +64,8 @@ def check_evaluator(config: Config, phase: str, dataset: Dataset | None, files: 
     except Exception as error:
         # A metric's constructor may raise anything.
         raise InputError(f'{name} cannot be built: {type(error).__name__}: {error}') from error
+    for metric in evaluator.metrics:
+        _check_output(metric)
     coco = [metric for metric in evaluator.metrics if isinstance(metric, CocoMetric) and not metric.format_only]
     if coco and hasattr(dataset, 'get_data_info') and len(dataset):
         _try(evaluator, coco, dataset, name)
@@ -106,6 +109,14 @@ def _check_file(config: Config, metric: Mapping, name: str, dataset: Dataset | N
         )
     if problems:
         print_log(f'{path}: {"; ".join(problems)}', logger='current', level=logging.WARNING)
+
+
+def _check_output(metric: BaseMetric) -> None:
+    """Check that a metric can write its detections, which it does after the last image."""
+    prefix, path = getattr(metric, 'outfile_prefix', None), getattr(metric, 'out_file_path', None)
+    for file in (prefix and f'{prefix}.bbox.json', path):
+        if file and is_local(file, None):
+            check_output_file(file)
 
 
 def _compare(config: Config, coco: COCO, dataset: Dataset, name: str, files: CocoFiles, path: str) -> list[str]:

@@ -40,7 +40,7 @@ def check_output_file(path: str | Path, suffixes: Collection[str] = ()) -> None:
     """
     path = Path(path)
     if suffixes and path.suffix.lower() not in suffixes:
-        raise InputError(f'{path}: name it {" or ".join(sorted(suffixes))}')
+        raise InputError(f'{path}: name it {" or ".join(suffixes)}')
     try:
         if path.is_dir():
             raise InputError(f'{path} is a folder: give the name of the file to write')

@@ -21,7 +21,24 @@ def test_good_evaluator_passes_without_a_word(config, said, phase, tmp_path, mon
     config[f'{phase}_evaluator'].update(outfile_prefix='out/results', classwise=True)
     check(config, phase)
     assert not said
-    assert set(tmp_path.rglob('*')) == before
+    # The folder of the results, without results.
+    assert set(tmp_path.rglob('*')) - before == {tmp_path / 'out'}
+
+
+@pytest.mark.parametrize(
+    ('metric', 'file'),
+    [
+        ({'outfile_prefix': 'file/results'}, 'file/results.bbox.json'),
+        ({'outfile_prefix': 'file/results', 'format_only': True}, 'file/results.bbox.json'),
+        ({'_delete_': True, 'type': 'DumpDetResults', 'out_file_path': 'file/all.pkl'}, 'file/all.pkl'),
+    ],
+)
+def test_detections_that_cannot_be_written(config, tmp_path, monkeypatch, metric, file):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'file').write_text('')
+    config.merge_from_dict({'test_evaluator': metric})
+    with pytest.raises(InputError, match=rf'{file} cannot be written \(.*\): give another file'):
+        check(config, 'test')
 
 
 def pop(name):

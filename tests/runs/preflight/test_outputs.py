@@ -46,6 +46,6 @@ def test_output_file_that_cannot_be_written(tmp_path, name, message):
 
 @pytest.mark.parametrize('name', ['out', 'out.jpg', 'png', 'out.png.part'])
 def test_output_file_of_another_format(tmp_path, name):
-    with pytest.raises(InputError, match=rf'/new/{name}: name it \.gif or \.png$'):
+    with pytest.raises(InputError, match=rf'/new/{name}: name it \.png or \.gif$'):
         check_output_file(tmp_path / 'new' / name, ['.png', '.gif'])
     assert not list(tmp_path.iterdir())

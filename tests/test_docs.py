@@ -142,13 +142,19 @@ def test_results_of_a_study_are_those_of_its_runs(runs):
         means, deviations = np.mean(found, axis=0), np.std(found, axis=0, ddof=1)
         cells = [f'{mean:.3f} ± {deviation:.3f}' for mean, deviation in zip(means, deviations, strict=True)]
         assert f'| `{arm}` | {" | ".join(cells)} |' in page
-    for left, right in COMPARED[runs.stem]:
+    values = {arm: np.array(found) for arm, found in values.items()}
+    wanted = {f'`{left}` - `{right}`': values[left] - values[right] for left, right in COMPARED[runs.stem]}
+    if {'plain', 'convolution', 'memory', 'both'} <= values.keys():
+        plain, convolution, memory, both = (values[arm] for arm in ('plain', 'convolution', 'memory', 'both'))
+        wanted['convolution, on average'] = ((convolution - plain) + (both - memory)) / 2
+        wanted['memory, on average'] = ((memory - plain) + (both - convolution)) / 2
+        wanted['convolution with the memory, and without'] = (both - memory) - (convolution - plain)
+    for name, differences in wanted.items():
         cells = []
-        for column in range(len(metrics)):
-            pairs = [a[column] - b[column] for a, b in zip(values[left], values[right], strict=True)]
+        for pairs in differences.T:
             interval = stats.ttest_1samp(pairs, 0).confidence_interval(0.95)
             cells.append(f'{np.mean(pairs):+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]')
-        assert f'| `{left}` - `{right}` | {" | ".join(cells)} |' in page
+        assert f'| {name} | {" | ".join(cells)} |' in page
 
 
 def test_results_on_few_images_are_those_of_their_runs():

@@ -1,5 +1,6 @@
 """What several tests share: a small generated data set, and a way to run the tools as a user does."""
 
+import gc
 import os
 import subprocess
 from pathlib import Path
@@ -33,6 +34,12 @@ FAST = [
 
 
 quick_configs.remember()
+
+
+def pytest_collection_finish():
+    """Leave what was imported out of Python's searches for garbage. MMEngine starts one for each data set."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session')

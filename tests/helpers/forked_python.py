@@ -7,6 +7,7 @@ fork ends, so does the other. Other commands run in the real interpreter. Each f
 of its tool.
 """
 
+import gc
 import importlib.util
 import json
 import multiprocessing
@@ -118,6 +119,9 @@ def serve(path):
     for name in IMPORTS:
         importlib.import_module(name)
     quick_configs.remember()
+    # As in tests/conftest.py. The forks then also share more memory.
+    gc.collect()
+    gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()

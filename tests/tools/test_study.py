@@ -33,6 +33,8 @@ TABLE = {
         {'name': 'both'},
     ],
 }
+# In one process of pytest-xdist: they share a study.
+pytestmark = pytest.mark.xdist_group('study')
 # As the last arm, for two ranks, whose steps then have as many images as those of one process.
 HALF_BATCH = {'name': 'both', 'cfg_options': {'train_dataloader.batch_size': 1}}
 

@@ -114,6 +114,11 @@ COMPARED = {
         ('memory', 'both'),
         ('frozen', 'memory'),
     ],
+    'shapes_memory_cache_size_pvt': [
+        ('memory', 'plain'),
+        ('large_caches', 'plain'),
+        ('large_caches', 'memory'),
+    ],
     'shapes_memory_batch_1_pvt': [('memory', 'plain')],
     'shapes_memory_batch_8_pvt': [('memory', 'plain')],
     'shapes_memory_ranks_pvt': [('no_sync', 'sync')],

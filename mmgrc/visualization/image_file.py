@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.backend_bases import FigureCanvasBase
 
+from mmgrc.runs.error import InputError
 from mmgrc.runs.preflight import check_output_file
 
 __all__ = ['check_image_file']
@@ -17,4 +18,8 @@ def check_image_file(path: str | Path) -> None:
     Raises:
         InputError: It cannot be written.
     """
-    check_output_file(path, [f'.{name}' for name in sorted(FigureCanvasBase.filetypes)])
+    formats = sorted(FigureCanvasBase.filetypes)
+    # Matplotlib adds a suffix to a name without one. It ignores upper case.
+    if Path(path).suffix.lower().removeprefix('.') not in formats:
+        raise InputError(f'{path}: name it .{" or .".join(formats)}')
+    check_output_file(path)

@@ -58,8 +58,8 @@ def test_name_without_a_format(run_tool, commands, tmp_path, tool):
 
 
 def test_folder_is_created(run_tool, commands, tmp_path):
-    for tool in ('plot_run', 'plot_lambda', 'convert_checkpoint'):
-        arguments, suffix = commands[tool]
+    for tool, suffix in (('plot_run', '.SVG'), ('plot_lambda', '.png'), ('convert_checkpoint', '.pth')):
+        arguments, _ = commands[tool]
         out = tmp_path / tool / 'new' / f'out{suffix}'
         run_tool(tool, *arguments, out, check=True)
         assert out.stat().st_size > 1000

@@ -39,7 +39,7 @@ def check_output_file(path: str | Path, suffixes: Collection[str] = ()) -> None:
         InputError: The file cannot be written, or has another suffix.
     """
     path = Path(path)
-    if suffixes and path.suffix.lower() not in suffixes:
+    if suffixes and path.suffix not in suffixes:
         raise InputError(f'{path}: name it {" or ".join(suffixes)}')
     try:
         if path.is_dir():

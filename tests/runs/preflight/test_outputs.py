@@ -21,7 +21,7 @@ def test_output_file_leaves_nothing_but_its_folder(tmp_path):
     check_output_file(str(tmp_path / 'new'))
     assert not list((tmp_path / 'a' / 'b').iterdir())
     assert [path.name for path in tmp_path.iterdir()] == ['a']
-    existing = tmp_path / 'a' / 'OLD.PNG'
+    existing = tmp_path / 'a' / 'old.png'
     existing.write_text('content')
     check_output_file(existing, ['.png'])
     assert existing.read_text() == 'content'
@@ -44,7 +44,7 @@ def test_output_file_that_cannot_be_written(tmp_path, name, message):
         check_output_file(tmp_path / name)
 
 
-@pytest.mark.parametrize('name', ['out', 'out.jpg', 'png', 'out.png.part'])
+@pytest.mark.parametrize('name', ['out', 'out.jpg', 'png', 'out.png.part', 'out.PNG'])
 def test_output_file_of_another_format(tmp_path, name):
     with pytest.raises(InputError, match=rf'/new/{name}: name it \.png or \.gif$'):
         check_output_file(tmp_path / 'new' / name, ['.png', '.gif'])

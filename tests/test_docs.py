@@ -121,6 +121,7 @@ COMPARED = {
     ],
     'shapes_memory_batch_1_pvt': [('memory', 'plain')],
     'shapes_memory_batch_8_pvt': [('memory', 'plain')],
+    'shapes_memory_long_pvt': [('memory', 'plain')],
     'shapes_memory_ranks_pvt': [('no_sync', 'sync')],
     'shapes_memory_settings_pvt': [
         (arm, 'memory')

@@ -18,6 +18,7 @@ def main() -> str | None:
     args = parser.parse_args()
     out = args.out or Path(args.work_dir) / 'curves.png'
     try:
+        # The default is in the work dir, which is not created.
         if args.out:
             check_image_file(args.out)
         plot_run(args.work_dir, out)

@@ -23,6 +23,7 @@ def main() -> str | None:
     args = parser.parse_args()
     out = args.out or Path(args.work_dir) / 'report.html'
     try:
+        # The default is in the work dir, which is not created.
         if args.out:
             check_output_file(args.out)
         notes = write_report(args.work_dir, out, args.predictions)

@@ -145,7 +145,7 @@ class SwinContract(Contract):
 TestSequences = pytest.mark.slow(Contract.TestCase)
 TestSwinSequences = pytest.mark.slow(SwinContract.TestCase)
 TestSequences.settings = TestSwinSequences.settings = settings(
-    max_examples=80,
+    max_examples=125,
     stateful_step_count=6,
     deadline=None,
     # The same sequences in each run.

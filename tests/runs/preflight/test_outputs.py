@@ -1,3 +1,5 @@
+"""Places that results cannot be written to are reported before the run, and the check leaves nothing behind."""
+
 from pathlib import Path
 
 import pytest

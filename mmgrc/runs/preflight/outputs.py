@@ -51,4 +51,6 @@ def check_output_file(path: str | Path, suffixes: Collection[str] = ()) -> None:
         if not exists:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f'{path} cannot be written ({error.strerror}): give another file') from error
+        # What mkdir says of it, "File exists", sounds like the file itself.
+        reason = f'{path.parent} is not a folder' if path.parent.is_file() else error.strerror
+        raise InputError(f'{path} cannot be written ({reason}): give another file') from error

@@ -281,7 +281,7 @@ def load_converted(
 
 @torch.no_grad()
 def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = '') -> None:
-    """Let new memories change nothing at first, when stock weights are about to be loaded.
+    """Let new memories change nothing at first, when stock weights are loaded or initialised.
 
     With ``grc.start='silent'`` this is done for each attention layer whose stock output projection is in ``state``, if
     ``state`` has no tensor of its memory. The last layers of the memory become zero. The output projection in ``state``
@@ -318,7 +318,7 @@ def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = 
     if silent:
         print_log(
             f'{type(backbone).__name__}: {silent} of {len(layers)} GRC layers start silent: they do not change what '
-            'the stock weights compute until they have learned',
+            'the stock layers compute until they have learned',
             logger='current',
             level=logging.INFO,
         )

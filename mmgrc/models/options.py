@@ -29,9 +29,9 @@ class GRCConfig:
         sync: Whether ranks average their caches at each training step.
         frozen: Whether the caches keep their values in training. Tokens still attend to the updated cache of their own
             image (``'code'``) or batch (``'paper'``), but nothing is stored from one step to the next.
-        start: How a new memory starts when stock weights are loaded. ``'random'``: with random weights, which change
-            what the stock layer computes. ``'silent'``: the memory changes nothing at first, see
-            :func:`~mmgrc.models.convert.start_silently`. Training from scratch is the same with both.
+        start: How a new memory and its convolution start. ``'random'``: with random weights, which change what the
+            stock layer computes. ``'silent'``: they change nothing at first, see
+            :func:`~mmgrc.models.convert.start_silently`.
         keep_caches: Whether the weights of ``init_cfg`` bring their caches, resized to ``cache_sizes``. Otherwise the
             caches start empty.
     """

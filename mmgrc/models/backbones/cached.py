@@ -61,7 +61,8 @@ class CachedBackbone(nn.Module):
     def init_weights(self) -> None:
         """Initialise from scratch, or from the checkpoint of ``init_cfg``, see :meth:`convert_state`.
 
-        The caches start empty, unless ``grc.keep_caches`` takes those of the checkpoint.
+        The caches start empty, unless ``grc.keep_caches`` takes those of the checkpoint. With ``grc.start='silent'``,
+        new memories change nothing at first, see :func:`~mmgrc.models.convert.start_silently`.
 
         Raises:
             ValueError: No tensor of the checkpoint fits.
@@ -70,6 +71,11 @@ class CachedBackbone(nn.Module):
             super().init_weights()
             for layer in self.added_layers().values():
                 layer.reset_parameters()
+            if self.grc.start == 'silent':
+                # The stock weights are the model's own here.
+                state = {key: value for key, value in self.state_dict().items() if '.grc.' not in key}
+                start_silently(self, state)
+                self.load_state_dict({**self.state_dict(), **state})
         else:
             weights = CheckpointLoader.load_checkpoint(self.init_cfg['checkpoint'], map_location='cpu')
             convert = self.convert_state if self.convert_weights else None

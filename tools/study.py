@@ -9,7 +9,7 @@ from pathlib import Path
 from mmgrc.runs.error import InputError
 
 try:
-    from mmgrc.studies import read_table, run_one, run_study, submit, write_summary
+    from mmgrc.studies import check_gpus, read_table, run_one, run_study, submit, write_summary
 except ModuleNotFoundError as error:
     if error.name != 'fcntl':
         raise
@@ -27,7 +27,7 @@ def main() -> int | str | None:
     parser.add_argument('table', metavar='TABLE', help='YAML file of arms and seeds')
     parser.add_argument('--work-dir', metavar='DIR', help='folder of the study (default: work_dirs/studies/TABLE)')
     parser.add_argument('--jobs', type=_whole, metavar='N', help='runs at once (default: 1, or what --gpus allows)')
-    parser.add_argument('--gpus', metavar='IDS', help='GPUs for the jobs, such as 0,1,2,3 (default: all visible)')
+    parser.add_argument('--gpus', metavar='IDS', help='GPUs for the jobs, such as 0,1,2,3 (default: the visible ones)')
     parser.add_argument(
         '--gpus-per-run', type=_whole, default=1, metavar='N', help='ranks of each run, on GPUs or CPUs (default: 1)'
     )
@@ -42,8 +42,11 @@ def main() -> int | str | None:
     gpus, ranks = args.gpus.split(',') if args.gpus else [], args.gpus_per_run
     if len(gpus) % ranks:
         parser.error(f'--gpus {args.gpus}: {len(gpus)} GPUs cannot be divided into runs of --gpus-per-run {ranks}')
-    if args.slurm and ranks > 1:
-        parser.error('--gpus-per-run does not apply to --slurm: put GPUS=N before the command')
+    if args.slurm and (ranks > 1 or gpus):
+        option = '--gpus-per-run' if ranks > 1 else '--gpus'
+        parser.error(f'{option} does not apply to --slurm: put GPUS=N before the command')
+    if args.slurm and args.threads:
+        parser.error('--threads does not apply to --slurm: put CPUS_PER_TASK=N before the command')
     try:
         study = read_table(args.table, args.reference)
         work_dir = Path(args.work_dir or Path('work_dirs', 'studies', study.name)).absolute()
@@ -59,8 +62,9 @@ def main() -> int | str | None:
         if args.summary:
             print(write_summary(study, work_dir) or 'no run is finished')
             return None
+        check_gpus(gpus)
         if args.run is not None:
-            return run_one(study, work_dir, args.run, args.threads or 0, ranks)
+            return run_one(study, work_dir, args.run, args.threads or 0, gpus, ranks)
         jobs = args.jobs or max(1, len(gpus) // ranks)
         return run_study(study, work_dir, jobs, args.threads or 0, gpus, ranks)
     except (InputError, OSError) as error:

@@ -98,9 +98,11 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
     except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
         raise InputError(str(error)) from error
     if not resolved.is_file():
-        own = sorted(str(Path('configs') / p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob('*.py'))
-        own = [name for name in own if '_base_' not in Path(name).parts]
-        near = difflib.get_close_matches(path, own, n=3, cutoff=0.5) or own
+        # In a checkout, by their path. The names work in every folder.
+        start = 'configs/' if Path('configs').resolve() == CONFIG_DIR.resolve() else PREFIX
+        own = sorted(p.relative_to(CONFIG_DIR).as_posix() for p in CONFIG_DIR.rglob('*.py') if '_base_' not in p.parts)
+        near = difflib.get_close_matches(path.removeprefix('configs/'), own, n=3, cutoff=0.5) or own
+        near = [start + name for name in near]
         raise InputError(f'there is no config {path}. Did you mean one of these? {", ".join(near)}')
     # mmengine prints it for each base config. requirements.txt pins setuptools, which is the remedy.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')

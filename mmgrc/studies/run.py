@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -16,9 +18,9 @@ from mmgrc.runs.error import InputError
 
 from .summary import write_csv, write_summary
 from .table import Run, Study
-from .training import LOG, Result, Training, check_definition, drop_checkpoints, read_result
+from .training import LOG, FinishedElsewhere, Result, Training, check_definition, drop_checkpoints, read_result
 
-__all__ = ['run_one', 'run_study']
+__all__ = ['check_gpus', 'run_one', 'run_study']
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 60
@@ -39,7 +41,7 @@ def run_study(
         work_dir: Folder of the study.
         jobs: Number of trainings that run at once.
         threads: ``OMP_NUM_THREADS`` of each rank, unless the table sets it. 0 divides the CPU cores among all ranks.
-        gpus: CUDA device numbers. They are distributed over the jobs.
+        gpus: CUDA device numbers, distributed over the jobs. By default, several jobs share the visible ones.
         ranks: Number of ranks of each run. Each takes one of the GPUs.
 
     Returns:
@@ -60,7 +62,9 @@ def run_study(
     return code
 
 
-def run_one(study: Study, work_dir: str | Path, index: int, threads: int = 0, ranks: int = 1) -> int:
+def run_one(
+    study: Study, work_dir: str | Path, index: int, threads: int = 0, gpus: Sequence[str] = (), ranks: int = 1
+) -> int:
     """Train one run of a study, as one task of a batch system's job array.
 
     If the job has several Slurm tasks, each of them is a rank of the run.
@@ -70,6 +74,7 @@ def run_one(study: Study, work_dir: str | Path, index: int, threads: int = 0, ra
         work_dir: Folder of the study.
         index: Index of the run in :meth:`Study.runs`.
         threads: See :func:`run_study`.
+        gpus: See :func:`run_study`.
         ranks: See :func:`run_study`. A job of several Slurm tasks takes 1.
 
     Returns:
@@ -83,7 +88,7 @@ def run_one(study: Study, work_dir: str | Path, index: int, threads: int = 0, ra
         raise InputError(f'--gpus-per-run {ranks}: each of the {tasks} tasks of this Slurm job is a rank: leave it out')
     run = (study.runs(work_dir, tasks, 'slurm') if tasks > 1 else study.runs(work_dir, ranks))[index]
     check_definition(run)
-    return _Schedule(study, [run], 1, threads, ()).run()
+    return _Schedule(study, [run], 1, threads, gpus).run()
 
 
 class _Schedule:
@@ -91,9 +96,10 @@ class _Schedule:
 
     def __init__(self, study: Study, runs: Sequence[Run], jobs: int, threads: int, gpus: Sequence[str]) -> None:
         self._study, self._runs = study, runs
-        # Slurm gives each rank its own cores.
+        # Slurm gives each rank its own cores and GPU.
         ranks = 1 if runs[0].launcher == 'slurm' else runs[0].ranks
-        self._env = {'OMP_NUM_THREADS': str(threads or max(1, (os.cpu_count() or 1) // (jobs * ranks)))}
+        self._env = {'OMP_NUM_THREADS': str(threads or max(1, _cores() // (jobs * ranks)))}
+        gpus = gpus or (_visible_gpus() if jobs > 1 else [])
         self._gpus = [','.join(gpus[i : i + ranks]) for i in range(0, len(gpus), ranks)]
         self._console = Console(highlight=False, soft_wrap=True)
         self._results: dict[Run, Result] = {}
@@ -102,6 +108,7 @@ class _Schedule:
         self._active: list[Training | None] = [None] * jobs
         self._problems = 0
         self._signal: int | None = None
+        self._signals = self._signals_passed = 0
         self._kill_at = float('inf')
 
     def say(self, text: str) -> None:
@@ -111,7 +118,7 @@ class _Schedule:
     def run(self, after_each: Callable[[], None] = lambda: None) -> int:
         """Train the runs and return the exit code."""
         for run in self._runs:
-            result = read_result(run)
+            result = read_result(run, self._study.metrics)
             if result.status == 'finished':
                 self._results[run] = result
                 self._tidy(run)
@@ -164,11 +171,17 @@ class _Schedule:
 
     def _step(self) -> bool:
         """Start what can be started, and return whether anything is still running."""
-        if self._signal is not None:
-            self._waiting.clear()
         for place, training in enumerate(self._active):
-            while training is None and self._waiting:
+            while training is None and self._waiting and self._signal is None:
                 training = self._active[place] = self._start(self._waiting.pop(0), place)
+        # Here and not in the handler, which could interrupt a start.
+        if self._signals > self._signals_passed:
+            for training in self._trainings():
+                if self._signals > 1:
+                    training.kill()
+                else:
+                    training.stop()
+            self._signals_passed = self._signals
         if time.monotonic() > self._kill_at:
             for training in self._trainings():
                 training.kill()
@@ -179,10 +192,13 @@ class _Schedule:
         if self._gpus:
             env['CUDA_VISIBLE_DEVICES'] = self._gpus[place % len(self._gpus)]
         try:
-            return Training(run, env)
+            return Training(run, env, self._study.metrics)
         except BlockingIOError:
             self._problems += 1
             self.say(f'{run}: skipped: another process is running it')
+        except FinishedElsewhere as finished:
+            self._results[run] = finished.result
+            self.say(f'{run}: another process has finished it')
         except OSError as error:
             self._problems += 1
             self.say(f'{run}: cannot start: {error}')
@@ -194,7 +210,7 @@ class _Schedule:
         for place, training in enumerate(self._active):
             if training is None:
                 continue
-            result = training.poll(self._study.metrics, stopping=self._signal is not None)
+            result = training.poll(stopping=self._signal is not None)
             if result is None:
                 continue
             ended, self._active[place] = True, None
@@ -215,7 +231,7 @@ class _Schedule:
         took = f'took {_duration(result.wall_time or 0)}'
         if result.status == 'finished':
             values = [f'{metric.split("/")[-1]} {value:.3f}' for metric, value in result.final.items()]
-            self.say(', '.join([start, *values, took]))
+            self.say(', '.join([start, *values, *filter(None, [result.message]), took]))
             return
         self._problems += 1
         log = run.work_dir / LOG
@@ -247,13 +263,8 @@ class _Schedule:
         return left
 
     def _on_signal(self, number: int) -> None:
-        again = self._signal is not None
         self._signal = number
-        for training in self._trainings():
-            if again:
-                training.kill()
-            else:
-                training.stop()
+        self._signals += 1
         # The sender of SIGUSR1 decides when to end the job.
         if number != signal.SIGUSR1:
             self._kill_at = time.monotonic() + _GRACE_SECONDS
@@ -268,6 +279,38 @@ def _signals(on_signal: Callable[[int], None]):
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _cores() -> int:
+    """The CPU cores that this process may use."""
+    allotted = os.environ.get('SLURM_CPUS_PER_TASK', '')
+    if allotted.isdecimal():
+        return int(allotted)
+    # Only on Linux.
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def _visible_gpus() -> list[str]:
+    """The GPUs that trainings would see, by number or as CUDA_VISIBLE_DEVICES names them."""
+    count, named = torch.cuda.device_count(), os.environ.get('CUDA_VISIBLE_DEVICES', '')
+    return named.split(',')[:count] if named else [str(i) for i in range(count)]
+
+
+def check_gpus(gpus: Sequence[str]) -> None:
+    """Check the GPUs that were asked for. A training would run on the CPU instead, without a word.
+
+    Raises:
+        InputError: This machine has no such GPU.
+    """
+    count, asked = torch.cuda.device_count(), f'--gpus {",".join(gpus)}'
+    for gpu in gpus:
+        if not re.fullmatch(r'\d+|(GPU|MIG)-[\w/-]+', gpu):
+            raise InputError(f'{asked}: {gpu!r} is not a GPU: give numbers such as 0,1,2,3')
+        if not count:
+            raise InputError(f'{asked}: this machine has no GPU that PyTorch can use')
+        # CUDA_VISIBLE_DEVICES hides others from torch, but not from the trainings.
+        if gpu.isdecimal() and int(gpu) >= count and 'CUDA_VISIBLE_DEVICES' not in os.environ:
+            raise InputError(f'{asked}: this machine has the GPUs 0 to {count - 1}')
 
 
 def _duration(seconds: float) -> str:

@@ -33,7 +33,7 @@ def submit(
     runs = study.runs(work_dir, ranks=None)
     for run in runs:
         check_definition(run)
-    indices = [str(i) for i, run in enumerate(runs) if read_result(run).status != 'finished']
+    indices = [str(i) for i, run in enumerate(runs) if read_result(run, study.metrics).status != 'finished']
     if not indices:
         print('all runs are finished')
         return 0

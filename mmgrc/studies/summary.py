@@ -15,15 +15,20 @@ from mmgrc.engine.atomic_checkpoint_hook import write_atomically
 from .plot import plot_study
 from .statistics import LEVEL, difference, estimate
 from .table import Study
-from .training import Result, read_result
+from .training import Result, check_definition, read_result
 
 __all__ = ['write_csv', 'write_summary']
 
 
 def _read(study: Study, work_dir: str | Path) -> dict[tuple[str, int], Result]:
     """Read the results by arm and seed, in the order of the table."""
-    runs = {(run.arm.name, run.seed): run for run in study.runs(work_dir)}
-    return {(arm.name, seed): read_result(runs[arm.name, seed]) for arm in study.arms for seed in study.seeds}
+    runs = {(run.arm.name, run.seed): run for run in study.runs(work_dir, ranks=None)}
+    for run in runs.values():
+        # Not its variables: a summary may be written on a machine with other folders.
+        check_definition(run, ('config', 'cfg_options', 'seed'))
+    return {
+        (arm.name, seed): read_result(runs[arm.name, seed], study.metrics) for arm in study.arms for seed in study.seeds
+    }
 
 
 def write_csv(study: Study, work_dir: str | Path) -> Path:
@@ -60,6 +65,9 @@ def write_summary(study: Study, work_dir: str | Path) -> str | None:
 
     Returns:
         The text of ``summary.md``, or None if no run is finished.
+
+    Raises:
+        InputError: A run's folder was made with other options.
     """
     write_csv(study, work_dir)
     results = _read(study, work_dir)
@@ -101,6 +109,9 @@ def _lines(
     missing = [f'{arm}, seed {seed} ({r.status})' for (arm, seed), r in results.items() if r.status != 'finished']
     if missing:
         yield from ('', f'Not in the tables: {"; ".join(missing)}.')
+    noted = [f'{arm}, seed {seed} ({r.message})' for (arm, seed), r in finished.items() if r.message]
+    if noted:
+        yield from ('', f'Counted with AP 0: {"; ".join(noted)}.')
     yield ''
 
 

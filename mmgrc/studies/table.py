@@ -17,6 +17,7 @@ from mmengine.config import DictAction
 
 from mmgrc.runs.config import load_config
 from mmgrc.runs.error import InputError
+from mmgrc.runs.preflight import coco_metric_names
 
 __all__ = ['DEFAULT_METRICS', 'TOOLS', 'Arm', 'Run', 'Study', 'read_table']
 
@@ -167,7 +168,8 @@ def read_table(path: str | Path, reference: str | None = None) -> Study:
         raise InputError(f'the table {path}: {error}') from error
     for arm in study.arms:
         try:
-            load_config(arm.config, _parsed(arm.options))
+            config = load_config(arm.config, _parsed(arm.options))
+            _check_metrics(study.metrics, config.get('val_evaluator'))
         except InputError as error:
             raise InputError(f'the table {path}: arm {arm.name}: {error}') from error
     return study
@@ -199,6 +201,19 @@ def _parse(path: Path, content: object, reference: str | None) -> Study:
     if not isinstance(keep, bool):
         raise InputError(f'keep_checkpoints={keep!r}: give true or false')
     return Study(path, arms, _read_seeds(content.get('seeds')), reference, tuple(metrics), keep)
+
+
+def _check_metrics(metrics: Iterable[str], evaluator: object) -> None:
+    if not evaluator:
+        raise InputError('its config has no val_evaluator, so that its runs would end without metrics')
+    names = coco_metric_names(evaluator)
+    for metric in metrics:
+        if names is not None and metric not in names:
+            near = difflib.get_close_matches(metric, names, n=1)
+            meant = f'Did you mean {near[0]}? ' if near else ''
+            raise InputError(
+                f'metrics: its validations have no {metric}. {meant}val_evaluator gives: {", ".join(sorted(names))}'
+            )
 
 
 def _check_keys(entry: Mapping, allowed: Iterable[str], where: str) -> None:
@@ -268,6 +283,13 @@ def _expand(text: str, where: str) -> str:
     return _VARIABLE.sub(value, text)
 
 
+def _expand_all(value: object, where: str) -> object:
+    """Put environment variables into a string, or into the strings of a list."""
+    if isinstance(value, list):
+        return [_expand_all(part, where) for part in value]
+    return _expand(value, where) if isinstance(value, str) else value
+
+
 def _read_env(entry: object, where: str) -> dict[str, str]:
     entry = {} if entry is None else entry
     if not isinstance(entry, dict):
@@ -299,8 +321,7 @@ def _read_options(entry: object, where: str) -> dict[str, str]:
             raise InputError(f'{where}: {key!r} is not an entry of a config: write it like train_cfg.max_epochs')
         if key in _OWN_OPTIONS:
             raise InputError(f'{where}: {key} is set by the tool: use {_OWN_OPTIONS[key]}')
-        if isinstance(value, str):
-            options[key] = value = _expand(value, f'{where}: {key}')
+        options[key] = value = _expand_all(value, f'{where}: {key}')
         _check_option(key, value, where)
     return {key: value if isinstance(value, str) else _typed(value) for key, value in options.items()}
 

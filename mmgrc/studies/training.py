@@ -12,18 +12,18 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 from mmgrc.engine.atomic_checkpoint_hook import write_atomically
 from mmgrc.engine.stop_signal_hook import CHECKPOINT_NAME
 from mmgrc.runs.error import InputError
 from mmgrc.runs.processes import child_processes, end_with_parent
-from mmgrc.visualization.curves import read_scalars
+from mmgrc.visualization.curves import pick_metrics, read_scalars
 
 from .table import Run
 
-__all__ = ['LOG', 'Result', 'Training', 'check_definition', 'drop_checkpoints', 'read_result']
+__all__ = ['LOG', 'FinishedElsewhere', 'Result', 'Training', 'check_definition', 'drop_checkpoints', 'read_result']
 
 LOG = 'train.log'
 """The output of a training, including that from before a resumption."""
@@ -49,19 +49,67 @@ class Result:
     wall_time: float | None = None
     """Seconds of all its sessions, including start-up and validations."""
     message: str = ''
-    """Why it failed."""
+    """Why it failed, or what is special about its values."""
 
 
-def read_result(run: Run) -> Result:
-    """Read the result of a run. Without one, its status is ``'unfinished'``."""
+class FinishedElsewhere(Exception):  # noqa: N818
+    """Another process has finished the run in the meantime."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__()
+        self.result = result
+
+
+def read_result(run: Run, metrics: Sequence[str] = ()) -> Result:
+    """Read the result of a run. Without one, its status is ``'unfinished'``.
+
+    Args:
+        run: The run.
+        metrics: Names of metrics. Those that were not stored with the result are read from the log. If it lacks them,
+            the status is ``'failed'``.
+    """
     try:
-        return Result(**json.loads((run.work_dir / _RESULT).read_text(encoding='utf-8')))
+        result = Result(**json.loads((run.work_dir / _RESULT).read_text(encoding='utf-8')))
     except FileNotFoundError:
         return Result('unfinished')
+    if result.status != 'finished' or all(metric in result.final for metric in metrics):
+        return result
+    try:
+        validation = read_scalars(run.work_dir)[1]
+        final, best, message = _values(list(validation.values()), metrics)
+    except (FileNotFoundError, _NoMetric) as error:
+        return Result('failed', message=str(error))
+    return replace(result, final=final, best=best, message=message)
 
 
-def check_definition(run: Run) -> None:
+class _NoMetric(Exception):  # noqa: N818
+    """The last validation of a run has no value for a metric."""
+
+
+def _values(
+    records: Sequence[Mapping[str, float]], metrics: Sequence[str]
+) -> tuple[dict[str, float], dict[str, float], str]:
+    """The values of the metrics in the last validation, the best ones of all, and a note."""
+    empty = bool(records) and not pick_metrics({0: dict(records[-1])})
+    # Without any detection, MMDetection's COCO metric gives no values. AP and AR are then 0. To leave such a run out
+    # would favour arms that fail to learn.
+    zeros = {metric: 0.0 for metric in metrics if metric.startswith('coco/')}
+    records = [record if pick_metrics({0: dict(record)}) else {**record, **zeros} for record in records]
+    for metric in metrics:
+        if not records or not math.isfinite(records[-1].get(metric, math.nan)):
+            found = sorted(key for key in (records[-1] if records else {}) if '/' in key)
+            raise _NoMetric(f'its last validation has no {metric}; it has: {", ".join(found) or "nothing"}')
+    best = {m: max(r[m] for r in records if math.isfinite(r.get(m, math.nan))) for m in metrics}
+    final = {metric: records[-1][metric] for metric in metrics}
+    return final, best, 'no detections in its last validation' if empty else ''
+
+
+def check_definition(run: Run, names: Container[str] | None = None) -> None:
     """Check that the work dir does not belong to another run.
+
+    Args:
+        run: The run.
+        names: The parts of its definition to compare. None: all.
 
     Raises:
         InputError: The work dir was made with another config, or with other options or variables.
@@ -71,7 +119,7 @@ def check_definition(run: Run) -> None:
     except FileNotFoundError:
         return
     for name, wanted in run.definition.items():
-        if found.get(name, wanted) != wanted:
+        if (names is None or name in names) and found.get(name, wanted) != wanted:
             raise InputError(
                 f'{run.work_dir} was made with {name}={found[name]!r}, but now it is {wanted!r}: remove this folder, '
                 'or set another one with --work-dir'
@@ -91,7 +139,9 @@ def _drop_unvalidated(run: Run) -> None:
     than the checkpoint. The training resumes from the previous checkpoint and repeats the steps.
     """
     logged = max((path.stat().st_mtime_ns for path in run.work_dir.glob('*/vis_data/scalars.json')), default=0)
-    newest = max(run.work_dir.glob('*.pth'), key=lambda path: path.stat().st_mtime_ns, default=None)
+    # The best checkpoint is written after a validation, and nothing resumes from it.
+    saved = [path for path in run.work_dir.glob('*.pth') if not path.name.startswith('best_')]
+    newest = max(saved, key=lambda path: path.stat().st_mtime_ns, default=None)
     # A checkpoint that was saved on a signal is from mid-epoch. File times may be rounded to milliseconds, so a
     # checkpoint can be as old as the log of the step before it. A validation takes longer.
     if newest is not None and newest.name != CHECKPOINT_NAME and newest.stat().st_mtime_ns >= logged:
@@ -108,15 +158,18 @@ class Training:
     Args:
         run: What to train.
         env: Environment variables. Those of the run take precedence.
+        metrics: Names of the metrics to read from its validations.
 
     Raises:
         BlockingIOError: Another process is training this run.
+        FinishedElsewhere: Another process has finished it in the meantime.
         InputError: The work dir belongs to another run.
         OSError: The work dir cannot be written.
     """
 
-    def __init__(self, run: Run, env: Mapping[str, str]) -> None:
+    def __init__(self, run: Run, env: Mapping[str, str], metrics: Sequence[str]) -> None:
         self.run = run
+        self._metrics = metrics
         self.log = run.work_dir / LOG
         self._env = env
         run.work_dir.mkdir(parents=True, exist_ok=True)
@@ -124,6 +177,8 @@ class Training:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             check_definition(run)
+            if (result := read_result(run, metrics)).status == 'finished':
+                raise FinishedElsewhere(result)
             _drop_unvalidated(run)
             self._start()
         except BaseException:
@@ -200,11 +255,10 @@ class Training:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def poll(self, metrics: Sequence[str], stopping: bool = False) -> Result | None:
+    def poll(self, stopping: bool = False) -> Result | None:
         """Check whether the training has ended, and write its result.
 
         Args:
-            metrics: Names of the metrics to read from its validations.
             stopping: Whether it was asked to end. A nonzero exit code is then not a failure.
 
         Returns:
@@ -222,7 +276,7 @@ class Training:
             return self._close(Result('unfinished'))
         if code:
             return self._close(self._failed(f'exit code {code}'))
-        return self._close(self._collect(metrics, None if self.run.launcher == 'slurm' else usage.ru_maxrss / 1024))
+        return self._close(self._collect(None if self.run.launcher == 'slurm' else usage.ru_maxrss / 1024))
 
     def _close(self, result: Result) -> Result:
         if result.status != 'unfinished':
@@ -233,23 +287,20 @@ class Training:
     def _failed(self, message: str) -> Result:
         return Result('failed', wall_time=self._seconds_before, message=message)
 
-    def _collect(self, metrics: Sequence[str], resident: float | None) -> Result:
+    def _collect(self, resident: float | None) -> Result:
         try:
             training, validation = read_scalars(self.run.work_dir)
-        except FileNotFoundError as error:
+            final, best, message = _values(list(validation.values()), self._metrics)
+        except (FileNotFoundError, _NoMetric) as error:
             return self._failed(str(error))
-        records = [validation[key] for key in sorted(validation)]
-        for metric in metrics:
-            if not records or not math.isfinite(records[-1].get(metric, math.nan)):
-                found = sorted(key for key in (records[-1] if records else {}) if '/' in key)
-                return self._failed(f'its last validation has no {metric}; it has: {", ".join(found) or "nothing"}')
         memory = [record['memory'] for record in training.values() if record.get('memory')]
         times = [record['time'] for record in training.values() if record.get('time')]
         return Result(
             status='finished',
-            final={metric: records[-1][metric] for metric in metrics},
-            best={metric: max(r[metric] for r in records if metric in r) for metric in metrics},
+            final=final,
+            best=best,
             steps_per_second=1 / statistics.median(times) if times else None,
             peak_memory=max(memory) if memory else resident,
             wall_time=self._seconds_before,
+            message=message,
         )

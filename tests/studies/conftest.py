@@ -13,7 +13,12 @@ def write_table(tmp_path):
     Its config is small and cannot be trained.
     """
     config = tmp_path / 'config.py'
-    config.write_text("model = dict(type='MaskRCNN', backbone=dict(type='GRCSwinTransformer'))")
+    config.write_text(
+        """
+model = dict(type='MaskRCNN', backbone=dict(type='GRCSwinTransformer'))
+val_evaluator = dict(type='mmdet.CocoMetric', metric=['bbox', 'segm'])
+"""
+    )
 
     def write(**entries):
         content = {

@@ -1,6 +1,7 @@
 """Summaries of runs, compared with SciPy's own tests and with numbers computed by hand."""
 
 import csv
+import json
 
 import cv2
 import numpy as np
@@ -102,3 +103,39 @@ def test_without_a_reference(write_table, write_result, tmp_path):
     assert 'ifference' not in text
     assert 'segm' not in text
     assert (tmp_path / 'out' / 'summary.png').exists()
+
+
+def test_changed_tables(study, write_table, write_result, tmp_path):
+    """Metrics that are added later are read from the logs. Other options belong to other runs."""
+    arms = [{'name': 'plain'}, {'name': 'both'}]
+    run, other, *_ = read_table(write_table(arms=arms)).runs(tmp_path / 'out')
+    for each, value in ((run, 0.5), (other, 0.6)):
+        write_result(each, value)
+        (each.work_dir / 'run.json').write_text(json.dumps({'definition': each.definition, 'seconds': 60}))
+    log = run.work_dir / '20260101_000000/vis_data/scalars.json'
+    log.parent.mkdir(parents=True)
+    records = [{'loss': 1.0, 'iter': 1, 'epoch': 1, 'step': 1}, {'coco/bbox_mAP_50': 0.75, 'data_time': 0.1, 'step': 1}]
+    log.write_text('\n'.join(map(json.dumps, records)))
+
+    added = read_table(write_table(arms=arms, metrics=['coco/bbox_mAP_50']))
+    text = write_summary(added, tmp_path / 'out')
+    assert next(row for row in text.splitlines() if row.startswith('| plain')).split()[3:6] == ['1', '|', '0.750']
+    assert '1 of 4 runs are finished' in text
+    assert 'both, seed 0 (failed)' in text
+    row = list(csv.DictReader((tmp_path / 'out/runs.csv').open()))[2]
+    assert (row['arm'], row['status'], row['coco/bbox_mAP_50']) == ('both', 'failed', '')
+    assert 'there is no training log' in row['message']
+
+    # A summary may be written elsewhere, with other folders in the variables.
+    assert write_summary(read_table(write_table(arms=arms, env={'A_B': '/data'})), tmp_path / 'out')
+    changed = read_table(write_table(arms=arms, cfg_options={'train_cfg.max_epochs': 3}))
+    with pytest.raises(InputError, match=r'seed_0 was made with cfg_options=\{\}, but now it is .*max_epochs'):
+        write_summary(changed, tmp_path / 'out')
+
+
+def test_runs_without_detections_count(study, write_result, tmp_path):
+    for run in study.runs(tmp_path / 'out')[:2]:
+        write_result(run, 0.0 if run.arm.name == 'both' else 0.5, message='nothing' if run.arm.name == 'both' else '')
+    text = write_summary(study, tmp_path / 'out')
+    assert 'Counted with AP 0: both, seed 0 (nothing).' in text
+    assert '2 of 12 runs are finished' in text

@@ -96,6 +96,16 @@ def test_options_reach_the_training_as_they_are(write_table, tmp_path):
             {'config': 'configs/shapes/mask_rcnn_grc_pvd.py'},
             r'Did you mean one of these\? configs/shapes/mask_rcnn_grc',
         ),
+        (
+            {'metrics': ['coco/box_mAP']},
+            r'metrics: its validations have no coco/box_mAP. Did you mean coco/bbox_mAP\? val_evaluator gives: coco/b',
+        ),
+        ({'metrics': ['pascal_voc/mAP']}, 'no pascal_voc/mAP. val_evaluator gives: coco/bbox_mAP, coco/bbox_mAP_50'),
+        (
+            {'config': 'configs/shapes/retinanet_grc_pvt.py'},
+            r'have no coco/segm_mAP. Did you mean coco/bbox_mAP\? val_evaluator gives: .*coco/bbox_mAP_s$',
+        ),
+        ({'cfg_options': ['val_evaluator=None']}, 'arm plain: its config has no val_evaluator'),
         ({'config': 'mmgrc::nothing.py'}, 'arm plain: mmgrc has no config'),
         ({'seeds': ...}, 'seeds=None: give a list of whole numbers from 0'),
         ({'seeds': 5}, 'seeds=5: give a list'),
@@ -126,6 +136,46 @@ def test_bad_tables(write_table, entries, words):
     with pytest.raises(InputError, match=words) as error:
         read_table(path)
     assert str(error.value).startswith(f'the table {path}: ')
+
+
+@pytest.mark.parametrize(
+    ('evaluator', 'metric'),
+    [
+        ({'type': 'CocoMetric'}, 'coco/bbox_mAP_75'),
+        ({'type': 'CocoMetric', 'metric': 'proposal'}, 'coco/AR@300'),
+        ({'type': 'CocoMetric', 'metric': 'proposal_fast', 'proposal_nums': [7]}, 'coco/AR@7'),
+        ({'type': 'CocoMetric', 'metric_items': ['mAP', 'AR_s@1000']}, 'coco/bbox_AR_s@1000'),
+        ({'type': 'CocoMetric', 'classwise': True}, 'coco/circle_precision'),
+        ([{'type': 'CocoMetric', 'prefix': 'a'}, {'type': 'FastCocoMetric', 'metric': ['segm']}], 'coco/segm_mAP'),
+        ({'type': 'VOCMetric'}, 'pascal_voc/mAP'),
+    ],
+)
+def test_metrics_that_validations_have(write_table, tmp_path, evaluator, metric):
+    config = tmp_path / 'evaluated.py'
+    config.write_text(f"model = dict(type='MaskRCNN')\nval_evaluator = {evaluator!r}\n")
+    study = read_table(write_table(config=str(config), arms=[{'name': 'a'}], reference=..., metrics=[metric]))
+    assert study.metrics == (metric,)
+
+
+def test_variables_in_lists(write_table, monkeypatch, tmp_path):
+    monkeypatch.setenv('FOLDER', '/data/a')
+    values = ['{{$FOLDER}}/x', ['{{$NONE:y}}'], 3]
+    arms = [{'name': 'a', 'cfg_options': {'custom': values}}]
+    (run, *_) = read_table(write_table(arms=arms, reference=...)).runs(tmp_path)
+    assert options_of(run.command)['custom'] == ['/data/a/x', ['y'], 3]
+    with pytest.raises(InputError, match='custom: the environment variable MISSING is not set'):
+        read_table(write_table(arms=[{'name': 'a', 'cfg_options': {'custom': ['{{$MISSING}}']}}], reference=...))
+
+
+def test_config_is_named_so_that_it_is_found(write_table, monkeypatch, tmp_path):
+    """In another folder, the paths of the repository do not exist."""
+    path = write_table(config='configs/shapes/mask_rcnn_grc_pvt.py')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r'no config configs/shapes/mask_rcnn_grc_pvt\.py') as error:
+        read_table(path)
+    named = str(error.value).split('one of these? ')[1].split(', ')[0]
+    assert named == 'mmgrc::shapes/mask_rcnn_grc_pvt.py'
+    assert read_table(write_table(config=named)).arms[0].config == named
 
 
 @pytest.mark.parametrize(('text', 'words'), [('a: [', 'is not YAML'), ('', 'it has no entries'), ('- 1', 'no entries')])

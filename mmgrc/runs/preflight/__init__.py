@@ -1,7 +1,7 @@
 """Checks before training and testing. They validate the inputs and report one clear error that says what to do."""
 
 from .datasets import CocoFiles, check_datasets, read_datasets
-from .evaluators import check_evaluator
+from .evaluators import check_evaluator, coco_metric_names
 from .image_folders import check_image_folders, read_image_folders
 from .models import (
     check_checkpoint,
@@ -27,6 +27,7 @@ __all__ = [
     'check_schedule',
     'check_weights',
     'check_work_dir',
+    'coco_metric_names',
     'read_datasets',
     'read_image_folders',
 ]

@@ -25,8 +25,11 @@ from .coco_file import require_crowd
 from .datasets import CocoFiles, head_classes, is_local
 from .outputs import check_output_file
 
-__all__ = ['check_evaluator']
+__all__ = ['check_evaluator', 'coco_metric_names']
 
+# What CocoMetric gives without metric_items.
+_PRECISIONS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+_RECALLS = ('AR@100', 'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000')
 _TRIED = 2
 """The number of images on which an evaluator is tried."""
 
@@ -69,6 +72,33 @@ def check_evaluator(config: Config, phase: str, dataset: Dataset | None, files: 
     coco = [metric for metric in evaluator.metrics if isinstance(metric, CocoMetric) and not metric.format_only]
     if coco and hasattr(dataset, 'get_data_info') and len(dataset):
         _try(evaluator, coco, dataset, name)
+
+
+def coco_metric_names(settings: object) -> set[str] | None:
+    """The names under which an evaluator will log its values.
+
+    Args:
+        settings: ``val_evaluator`` of a config.
+
+    Returns:
+        Names such as ``coco/bbox_mAP``. None if they are not known before a validation: the evaluator has other metrics
+        than MMDetection's COCO metric, or values of each class.
+    """
+    names: set[str] = set()
+    for metric in _metrics(settings):
+        kind = registered_class(metric, METRICS)
+        if kind is None or not issubclass(kind, CocoMetric) or metric.get('classwise'):
+            return None
+        asked = metric.get('metric', 'bbox')
+        for value in [asked] if isinstance(asked, str) else asked:
+            if value == 'proposal_fast':
+                found = [f'AR@{count}' for count in metric.get('proposal_nums', (100, 300, 1000))]
+            elif value == 'proposal':
+                found = metric.get('metric_items') or _RECALLS
+            else:
+                found = [f'{value}_{item}' for item in metric.get('metric_items') or _PRECISIONS]
+            names |= {f'{metric.get("prefix") or kind.default_prefix}/{name}' for name in found}
+    return names
 
 
 def _has_metrics(settings: object) -> bool:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cache import commit
+from .cache import commit, copy_caches
 from .grc import GRC
 from .resampling import make_resampling
 
@@ -25,7 +25,7 @@ class GRCAttention(nn.Module):
     Args:
         embed_dims: Channels of the tokens, ``D``.
         num_heads: Heads.
-        cache_size: Rows and columns of the cache.
+        cache_size: Rows and columns of the cache, or one number for both.
         qkv_bias: Whether queries, keys and values have a bias.
         attn_drop: Dropout of both attentions, in [0, 1].
         proj_drop: Dropout of both outputs, in [0, 1].
@@ -41,7 +41,7 @@ class GRCAttention(nn.Module):
         self,
         embed_dims: int,
         num_heads: int,
-        cache_size: tuple[int, int],
+        cache_size: int | tuple[int, int],
         *,
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
@@ -53,6 +53,7 @@ class GRCAttention(nn.Module):
         super().__init__()
         if embed_dims % num_heads:
             raise ValueError(f'embed_dims={embed_dims} is not a multiple of num_heads={num_heads}')
+        cache_size = (cache_size, cache_size) if isinstance(cache_size, int) else cache_size
         self.num_heads, self.attn_drop, self.proj_drop = num_heads, attn_drop, proj_drop
         self.auto_commit, self.sync = auto_commit, sync
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
@@ -69,13 +70,14 @@ class GRCAttention(nn.Module):
         Args:
             x: (B, T, D), tokens in row-major order.
             hw_shape: Rows H and columns W of the tokens, T = H W.
-            valid: (B, 2), rows and columns of tokens in each image that are not padding. None: all tokens are valid.
+            valid: (B, 2), rows and columns of tokens in each image that are not padding, from 1 to H and W. Others are
+                clamped. None: all tokens are valid.
 
         Returns:
             (B, T, D).
 
         Raises:
-            ValueError: The tokens do not fill the grid.
+            ValueError: The tokens do not fill the grid, or ``valid`` has another shape.
         """
         batch, length = x.shape[:2]
         if length != hw_shape[0] * hw_shape[1]:
@@ -85,13 +87,20 @@ class GRCAttention(nn.Module):
         out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout).transpose(1, 2).flatten(2)
         attn_out = F.dropout(self.proj(out), self.proj_drop, self.training)
 
+        if valid is not None and valid.shape != (batch, 2):
+            raise ValueError(
+                f'valid has the shape {tuple(valid.shape)}: give the rows and columns of each image, ({batch}, 2)'
+            )
         dtype = torch.promote_types(x.dtype, torch.float32)
         # Filled on the device: copying numbers of the host to a GPU would wait for it.
         extent = torch.stack([x.new_full((batch,), lines, dtype=dtype) for lines in hw_shape], dim=1)
-        extent = extent if valid is None else valid.to(extent)
+        if valid is not None:
+            # To compare the values on a GPU, the host would wait for it.
+            extent = torch.minimum(valid.to(extent).clamp(min=1), extent)
         resampling = make_resampling(extent, hw_shape, hw_shape, self.grc.cache_size)
         # A copy: the cache may change before the backward pass.
-        out, new_cache = self.grc(x, attn_out, hw_shape, self.grc.cache.clone(), resampling)
+        cache = copy_caches([self.grc])[self.grc] if self.training else self.grc.cache.clone()
+        out, new_cache = self.grc(x, attn_out, hw_shape, cache, resampling)
         if new_cache is not None:
             self.new_cache = new_cache
             if self.auto_commit:

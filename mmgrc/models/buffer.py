@@ -49,4 +49,7 @@ class CacheBuffer(nn.Module):
                 'grc.cache_sizes was changed on purpose, write a resized checkpoint with '
                 'tools/convert_checkpoint.py --resize-caches.'
             )
+        if stored is not None and stored.dtype in (torch.float16, torch.bfloat16):
+            # With assign=True, the module would take the stored tensor itself. The dictionary is the loader's own.
+            state_dict[f'{prefix}cache'] = stored.float()
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -298,9 +298,7 @@ def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = 
         state: The tensors to load. Those that change are replaced, not modified in place.
         prefix: The prefix of their keys before the backbone's keys.
     """
-    if backbone.grc.start != 'silent':
-        return
-    layers, silent = backbone.added_layers(), 0
+    layers, silent, frozen = backbone.added_layers(), 0, []
     for name, grc in layers.items():
         attention = name.removesuffix('.grc')
         projection = f'{attention}.{backbone.get_submodule(attention).output_projection}'
@@ -309,6 +307,9 @@ def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = 
         # Tensors of another shape are left for the loader to refuse.
         stock = all(key in state and state[key].shape == value.shape for key, value in own.items())
         if not stock or any(key.startswith(f'{prefix}{name}.') for key in state):
+            continue
+        if backbone.grc.start != 'silent':
+            frozen += [] if any(value.requires_grad for value in grc.parameters()) else [name]
             continue
         share = _silence(grc)
         for key, value in own.items():
@@ -321,6 +322,14 @@ def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = 
             'the stock layers compute until they have learned',
             logger='current',
             level=logging.INFO,
+        )
+    if frozen:
+        print_log(
+            f'{type(backbone).__name__}: {len(frozen)} of {len(layers)} GRC layers are new, and frozen with random '
+            f'weights ({frozen[0]}, ...): they change what the stock weights compute, and never learn. Set '
+            'grc.start=silent, or leave the frozen stages out of grc.stages',
+            logger='current',
+            level=logging.WARNING,
         )
 
 

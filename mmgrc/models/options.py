@@ -65,6 +65,10 @@ class GRCConfig:
         Raises:
             ValueError: An option is unknown or has an invalid value. The message names it and says what is allowed.
         """
+        if not isinstance(options, Mapping | None):
+            raise ValueError(
+                f'grc={options!r}: give a dictionary of options, or None. Without a memory: grc=dict(stages=())'
+            )
         options = dict(options or {})
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(options) - set(known)):

@@ -43,6 +43,42 @@ def test_equals_multihead_attention_with_the_memory_written_out(variant, trainin
     torch.testing.assert_close(layer.grc.cache, stored if training else before)
 
 
+def test_valid_extents_are_checked():
+    layer, x = make_layer(), torch.randn(2, 30, 16)
+    for shape in ((2, 3), (1, 2), (2,)):
+        with pytest.raises(ValueError, match=re.escape(f'valid has the shape {shape}: give')):
+            layer(x, HW, torch.ones(shape))
+    # Extents beyond the grid are those of the grid, and an image has at least one token.
+    layer.eval()
+    inside, outside = (layer(x, HW, torch.tensor(extents)) for extents in ([(6, 5), (1, 3)], [(64, 64), (0, 3)]))
+    assert torch.equal(inside, outside)
+    assert GRCAttention(16, 2, 3).grc.cache_size == (3, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('commits', ['itself', 'before', 'after'])
+def test_compiled_layers_train(commits):
+    """With a backend that derives its own backward graph: it must use the copy of the cache, which then changes."""
+    torch._dynamo.reset()
+    plain = nn.ModuleList(make_layer(auto_commit=commits == 'itself') for _ in range(2))
+    compiled = copy.deepcopy(plain)
+    layers = [torch.compile(layer, backend='aot_eager') for layer in compiled]
+    for x in torch.randn(2, 2, 30, 16):
+        for model, run in ((plain, plain), (compiled, layers)):
+            model.zero_grad()
+            out = x + run[0](x, HW)
+            out = run[1](out, HW).square().sum()
+            if commits == 'before':
+                commit_caches(model)
+            out.backward()
+            if commits == 'after':
+                commit_caches(model)
+        for one, other in zip(compiled.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad)
+        for one, other in zip(compiled, plain, strict=True):
+            torch.testing.assert_close(one.grc.cache, other.grc.cache)
+
+
 def test_commit_at_the_end_of_a_step():
     """The caches are kept until the commit. One value that is not finite stops all of them, once."""
     model = nn.ModuleList(make_layer(auto_commit=number == 2) for number in range(3))

@@ -1,5 +1,7 @@
 """The GRC layer against a plain transcription of the method, and against finite differences."""
 
+import re
+
 import pytest
 import torch
 
@@ -197,3 +199,9 @@ def test_cache_of_another_size_is_refused():
     other = make_layer(cache_size=(4, 4))
     with pytest.raises(ValueError, match=r'\(1, 24, 4\).*\(1, 16, 4\)'):
         other.load_state_dict(state, strict=False)
+
+
+@pytest.mark.parametrize('options', [False, True, 5, (), [], 'code'])
+def test_options_that_are_no_dictionary(options):
+    with pytest.raises(ValueError, match=re.escape(f'grc={options!r}: give a dictionary of options, or None')):
+        GRCConfig.parse(options, 4, [1, 1, 1, 1])

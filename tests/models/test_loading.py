@@ -190,3 +190,35 @@ def test_only_sizes_may_differ():
         resize_caches(checkpoint, source, Detector('pvt', grc={'cache_ratio': 1.0, 'cache_sizes': (8, 8, 4, 2)}))
     with pytest.raises(ValueError, match=r'the old config'):
         resize_caches(checkpoint, Detector('pvt', grc={'cache_sizes': (9, 8, 4, 2)}), source)
+
+
+@family
+@pytest.mark.parametrize(
+    'init_cfg', [{'type': 'TruncNormal', 'layer': 'Linear'}, {}, {'type': 'Pretrained'}, [{'type': 'Pretrained'}]]
+)
+def test_init_cfg_without_a_checkpoint_is_an_error(family, init_cfg):
+    with pytest.raises((ValueError, TypeError, AssertionError), match=r'init_cfg|Pretrained'):
+        build(family, init_cfg=init_cfg)
+
+
+@family
+def test_two_backbones_are_counted_alone(family, said):
+    both = nn.ModuleDict({'student': build(family), 'teacher': build(family)})
+    stock = {key: value for key, value in both.state_dict().items() if '.grc.' not in key}
+    both.load_state_dict(stock, strict=False)
+    total = sum('.grc.' in key for key in both['student'].state_dict())
+    assert len(said) == 2
+    for name, message in zip(both, said, strict=True):
+        assert message.startswith(f'{total} of the {total} GRC tensors of {SMALL[family]["type"]}')
+        assert f'({name}.' in message
+
+
+@family
+@pytest.mark.parametrize('assign', [False, True])
+def test_half_precision_weights_leave_the_cache_exact(family, assign):
+    backbone = build(family)
+    state = {key: value.half() for key, value in backbone.state_dict().items()}
+    backbone.load_state_dict(state, assign=assign)
+    assert {cache.dtype for cache in caches(backbone).values()} == {torch.float32}
+    assert next(backbone.parameters()).dtype == (torch.float16 if assign else torch.float32)
+    assert all(value.dtype == torch.float16 for value in state.values())

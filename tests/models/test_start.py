@@ -313,3 +313,35 @@ def test_log_says_how_many_start_silent(family, tmp_path, monkeypatch):
     said.clear()
     backbone.load_state_dict(trained_state(family))
     assert not said
+
+
+@pytest.mark.parametrize('way', ['init_cfg', 'load_from'])
+@pytest.mark.parametrize(
+    ('frozen_stages', 'grc', 'warned'),
+    [
+        (2, {}, 3),
+        (2, {'memory': False}, 3),
+        (2, {'start': 'silent'}, 0),
+        (2, {'stages': (2, 3)}, 0),
+        (0, {}, 0),
+    ],
+)
+def test_frozen_random_memories_are_reported(way, frozen_stages, grc, warned, tmp_path, monkeypatch):
+    """A frozen stage with a new memory would change its stock maps for good."""
+    said = []
+    monkeypatch.setattr('mmgrc.models.convert.print_log', lambda message, **_: said.append(message))
+    stock, file = build_stock('swin'), str(tmp_path / 'stock.pth')
+    torch.save(stock.state_dict(), file)
+    init_cfg = {'type': 'Pretrained', 'checkpoint': file} if way == 'init_cfg' else None
+    backbone = build('swin', grc=grc, frozen_stages=frozen_stages, init_cfg=init_cfg)
+    if way == 'load_from':
+        load_checkpoint(backbone, file)
+    total = len(backbone.added_layers())
+    found = [line for line in said if 'frozen' in line]
+    wanted = [f'GRCSwinTransformer: {warned} of {total} GRC layers are new, and frozen'] if warned else []
+    assert [line.split(' with random')[0] for line in found] == wanted
+    # With its own memory, everything is as it should be.
+    said.clear()
+    torch.save(trained_state('swin'), file)
+    load_checkpoint(build('swin', frozen_stages=2), file)
+    assert not said

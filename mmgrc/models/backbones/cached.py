@@ -30,6 +30,7 @@ class CachedBackbone(nn.Module):
     grc: GRCConfig
     init_cfg: Mapping | None
     convert_weights: bool
+    _loaded_prefix: str = ''
     skipped_commits: int
     """Training steps since the start of the process that were not stored because a value was not finite."""
 
@@ -65,7 +66,7 @@ class CachedBackbone(nn.Module):
         new memories change nothing at first, see :func:`~mmgrc.models.convert.start_silently`.
 
         Raises:
-            ValueError: No tensor of the checkpoint fits.
+            ValueError: ``init_cfg`` names no checkpoint, or no tensor of the checkpoint fits.
         """
         if self.init_cfg is None:
             super().init_weights()
@@ -77,6 +78,11 @@ class CachedBackbone(nn.Module):
                 start_silently(self, state)
                 self.load_state_dict({**self.state_dict(), **state})
         else:
+            if not isinstance(self.init_cfg, Mapping) or not self.init_cfg.get('checkpoint'):
+                raise ValueError(
+                    f"init_cfg={self.init_cfg!r}: give dict(type='Pretrained', checkpoint=...), or None to train from "
+                    'scratch'
+                )
             weights = CheckpointLoader.load_checkpoint(self.init_cfg['checkpoint'], map_location='cpu')
             convert = self.convert_state if self.convert_weights else None
             load_converted(self, weights, convert, with_caches=self.grc.keep_caches)
@@ -97,6 +103,7 @@ class CachedBackbone(nn.Module):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         # This is the loader's own copy, from which the submodules are loaded next. Changes do not reach the caller.
         start_silently(self, state_dict, prefix)
+        self._loaded_prefix = prefix
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def begin_step(self, images: Tensor) -> CacheStep:
@@ -144,8 +151,10 @@ def make_layer(
 
 
 def _warn_of_missing_layers(module: CachedBackbone, incompatible) -> None:
-    missing = [key for key in incompatible.missing_keys if '.grc.' in key]
-    unused = [key for key in incompatible.unexpected_keys if '.grc.' in key]
+    # The keys of the whole model, which may have several backbones.
+    prefix = module._loaded_prefix
+    missing = [key for key in incompatible.missing_keys if key.startswith(prefix) and '.grc.' in key]
+    unused = [key for key in incompatible.unexpected_keys if key.startswith(prefix) and '.grc.' in key]
     if not missing and not unused:
         return
     total = sum(len(layer.state_dict()) for layer in module.added_layers().values())

@@ -48,7 +48,7 @@ class CachedAttention(nn.Module):
         proj_drop, path_drop = self._dropouts()
         new_cache = None
         if isinstance(self.grc, GRC):
-            out, new_cache = self.grc(x, project(heads, proj, proj_drop), hw_shape, cache, resampling)
+            out, new_cache = self.grc(x, project(heads, proj, proj_drop, self.grc), hw_shape, cache, resampling)
         else:
             out = proj_drop(proj(heads))
             if self.grc is not None:

@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from ..ops.chunks import in_chunks
-from ..ops.linear import linear
+from ..ops.linear import computes_as_stock, linear
 
 __all__ = ['run_in_chunks']
 
@@ -33,5 +33,12 @@ def run_in_chunks(layers: Sequence[nn.Module], x: Tensor, width: int) -> Tensor:
 
 def _run_layers(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     for layer in layers:
-        x = linear(x, layer.weight.flatten(1), layer.bias) if isinstance(layer, nn.Conv2d) else layer(x)
+        if not isinstance(layer, nn.Conv2d):
+            x = layer(x)
+        elif computes_as_stock(layer):
+            x = linear(x, layer.weight.flatten(1), layer.bias)
+        else:
+            # (..., D) as a map of one row.
+            rows = layer(x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2))
+            x = rows.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
     return x

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..ops import is_fast
 from ..ops.convolution import convolve_patches, cut_patches, reorder_patch_weight, tiles
-from ..ops.linear import linear
+from ..ops.linear import computes_as_stock, linear
 
 __all__ = ['PatchEmbed', 'PatchMerging']
 
@@ -65,7 +65,8 @@ class PatchMerging(nn.Module):
             (B, T', D'), and their rows and columns.
         """
         grid, dims = self.adap_padding(x.unflatten(1, hw_shape).permute(0, 3, 1, 2)), x.shape[2]
-        if not is_fast():
+        stock = all(computes_as_stock(layer) for layer in (self.norm, self.reduction) if layer is not None)
+        if not (is_fast() and stock):
             rows, cols = (size // step for size, step in zip(grid.shape[2:], self.sampler.stride, strict=True))
             patches = self.sampler(grid).transpose(1, 2)
             return self.reduction(patches if self.norm is None else self.norm(patches)), (rows, cols)

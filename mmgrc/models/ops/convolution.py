@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import linear
+from .linear import computes_as_stock, linear
 from .mode import has_onednn, is_fast
 
 __all__ = ['convolve_patches', 'convolve_tokens', 'cut_patches', 'reorder_patch_weight', 'tiles']
@@ -31,12 +31,13 @@ def convolve_tokens(x: Tensor, hw_shape: tuple[int, int], conv: nn.Conv2d) -> Te
     # (B, T, D) as an NHWC map.
     grid = x.unflatten(1, hw_shape).permute(0, 3, 1, 2)
     # oneDNN's kernel is for float32 and bfloat16, under autocast too.
-    if channels != 2 * conv.groups or not has_onednn(x, torch.float32, torch.bfloat16):
+    pairs = channels == 2 * conv.groups and has_onednn(x, torch.float32, torch.bfloat16)
+    if not pairs or not computes_as_stock(conv):
         return conv(grid).permute(0, 2, 3, 1).flatten(1, 2)
     # (D / 2, out, in, 3, 3)
-    pairs = conv.weight.unflatten(0, (-1, 2))
-    own = torch.stack([pairs[:, 0, 0], pairs[:, 1, 1]], dim=1).flatten(0, 1)[:, None]
-    other = torch.stack([pairs[:, 1, 0], pairs[:, 0, 1]], dim=1).flatten(0, 1)[:, None]
+    weight = conv.weight.unflatten(0, (-1, 2))
+    own = torch.stack([weight[:, 0, 0], weight[:, 1, 1]], dim=1).flatten(0, 1)[:, None]
+    other = torch.stack([weight[:, 1, 0], weight[:, 0, 1]], dim=1).flatten(0, 1)[:, None]
     out, crossed = (
         F.conv2d(grid, weight, bias, padding=conv.padding, groups=channels).permute(0, 2, 3, 1)
         for weight, bias in ((own, conv.bias), (other, None))
@@ -64,7 +65,8 @@ def convolve_patches(grid: Tensor, conv: nn.Module) -> tuple[Tensor, tuple[int, 
     ]
     if any(missing):
         grid = F.pad(grid, (0, missing[1], 0, missing[0]))
-    if not (is_fast() and isinstance(conv, nn.Conv2d) and conv.groups == 1 and tiles(conv)):
+    is_linear = isinstance(conv, nn.Conv2d) and conv.groups == 1 and tiles(conv)
+    if not (is_fast() and is_linear and computes_as_stock(conv)):
         out = conv(grid)
         return out.flatten(2).transpose(1, 2), tuple(out.shape[2:])
     patches, hw_shape = cut_patches(grid, (conv.kernel_size[0], conv.kernel_size[1]))

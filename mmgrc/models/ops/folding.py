@@ -13,7 +13,7 @@ from ..resampling import Resampling
 from .attention import attend
 from .chunks import in_chunks
 from .convolution import convolve_tokens
-from .linear import linear
+from .linear import computes_as_stock, linear
 from .mode import is_fast
 
 __all__ = ['FoldedGRC', 'Unprojected', 'project']
@@ -28,11 +28,12 @@ class Unprojected(NamedTuple):
     """The output projection of self-attention, D to D."""
 
 
-def project(heads: Tensor, proj: nn.Linear, dropout: nn.Dropout) -> Tensor | Unprojected:
-    """Project the heads' outputs (B, T, D), or leave that to a :class:`FoldedGRC` if no dropout is in between."""
-    if not is_fast() or (dropout.p and dropout.training):
-        return dropout(proj(heads))
-    return Unprojected(heads, proj)
+def project(heads: Tensor, proj: nn.Linear, dropout: nn.Dropout, grc: GRC) -> Tensor | Unprojected:
+    """Project the heads' outputs (B, T, D), or leave that to ``grc`` if it can fold the projection."""
+    folds = is_fast() and not (dropout.p and dropout.training)
+    if folds and computes_as_stock(proj) and computes_as_stock(grc.mem_attn.proj):
+        return Unprojected(heads, proj)
+    return dropout(proj(heads))
 
 
 class FoldedGRC(GRC):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .mode import has_onednn, onednn_is_faster
 
-__all__ = ['Linear', 'linear', 'prefers_onednn', 'replace_linear_layers']
+__all__ = ['Linear', 'computes_as_stock', 'linear', 'prefers_onednn', 'replace_linear_layers']
 
 _MIN_ROWS = 1024
 """With fewer rows, a convolution takes as long as a matrix product."""
@@ -49,6 +49,15 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D_in) to (..., D_out), as the stock layer does."""
         return linear(x, self.weight, self.bias)
+
+
+def computes_as_stock(layer: nn.Module) -> bool:
+    """Whether a layer computes its stock operation with its weights, so that fast operations may compute it.
+
+    Adapters, such as those of LoRA, have a ``forward`` of their own, or hooks.
+    """
+    stock = type(layer).forward.__module__.startswith(('torch.nn.modules.', 'mmcv.', 'mmgrc.'))
+    return stock and not (layer._forward_hooks or layer._forward_pre_hooks or 'forward' in vars(layer))
 
 
 def replace_linear_layers(module: nn.Module) -> None:

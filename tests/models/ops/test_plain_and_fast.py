@@ -18,6 +18,7 @@ from mmgrc.models.ops.linear import replace_linear_layers
 from mmgrc.models.ops.residual import add_residual
 from mmgrc.models.resampling import make_resampling
 from tests.helpers import reference
+from tests.helpers.backbones import assert_same, build, caches, loss
 
 # 1,200 tokens: enough for chunks and for each kernel.
 HW, DIMS, HEADS = (40, 30), 16, 2
@@ -176,3 +177,46 @@ def test_dropped_paths_are_the_same_in_each_mode():
 def test_a_wrong_mode_is_named():
     with pytest.raises(ValueError, match="'quick': allowed are plain, fast"), use_ops('quick'):
         pass
+
+
+def by_subclass(layer):
+    stock = type(layer)
+    layer.__class__ = type('Adapted', (stock,), {'forward': lambda self, x: 1.5 * stock.forward(self, x)})
+
+
+def by_hook(layer):
+    layer.register_forward_hook(lambda layer, args, out: 1.5 * out)
+
+
+def by_method(layer):
+    forward = layer.forward
+    layer.forward = lambda x: 1.5 * forward(x)
+
+
+@pytest.mark.parametrize('family', ['pvt', 'pvtv2', 'swin'])
+@pytest.mark.parametrize('adapt', [by_subclass, by_hook, by_method])
+def test_adapted_layers_are_called(family, adapt):
+    """Adapters, such as LoRA's, change what a layer computes, and not its weights."""
+    plain, fast = build(family), build(family)
+    untouched = fast(torch.randn(1, 3, 64, 96))
+    fast.reset_caches()
+    for backbone in (plain, fast):
+        for name, layer in backbone.named_modules():
+            # The attention of PyTorch reads the weights of its own input projection.
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.LayerNorm) and not name.endswith('in_proj'):
+                adapt(layer)
+    results = []
+    for backbone, mode in ((plain, 'plain'), (fast, 'fast')):
+        torch.manual_seed(0)
+        with use_ops(mode):
+            outs = backbone(torch.randn(1, 3, 64, 96))
+            loss(outs).backward()
+        gradients = {name: parameter.grad for name, parameter in backbone.named_parameters()}
+        results.append((outs, gradients, caches(backbone)))
+    (outs, gradients, stored), (fast_outs, fast_gradients, fast_stored) = results
+    assert_same(fast_outs, outs, 1e-4)
+    assert_same(fast_stored, stored, 1e-4)
+    for name, gradient in gradients.items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(fast_gradients[name], gradient, rtol=1e-3, atol=1e-4 * max(scale, 1e-3))
+    assert not torch.allclose(untouched[0], fast_outs[0], atol=1e-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import cv2
@@ -10,9 +11,10 @@ import numpy as np
 from mmengine import fileio
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ['header_size', 'image_size', 'read_image']
+__all__ = ['header_size', 'image_size', 'is_truncated_jpeg', 'read_image']
 
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
+_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = b'\xff\xd8', b'\xff\xd9', 0xDA
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -69,6 +71,40 @@ def header_size(path: str | Path) -> tuple[int, int] | None:
         return None
     height, width, lying = header
     return (width, height) if lying else (height, width)
+
+
+def is_truncated_jpeg(path: str | Path) -> bool:
+    """Return whether the end of a JPEG file is missing. The file is only decoded if its end is not as usual.
+
+    Args:
+        path: A local file. Other formats, and files that cannot be opened, give False.
+    """
+    try:
+        with open(path, 'rb') as file:
+            if file.read(2) != _START_OF_IMAGE:
+                return False
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                # Backwards, since cameras append other data. A thumbnail in the header has an end as well.
+                if content.rfind(_END_OF_IMAGE, _first_scan(content)) >= 0:
+                    return False
+    except OSError:
+        return False
+    # Without its end marker, a file may still have each pixel, and readers accept it.
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError):
+        return True
+    return False
+
+
+def _first_scan(content: mmap.mmap) -> int:
+    """Where the segments of a JPEG header end, and its pixels start."""
+    place = len(_START_OF_IMAGE)
+    while (head := content[place : place + 4])[:1] == b'\xff' and len(head) == 4 and head[1] != _START_OF_SCAN:
+        # Any number of 0xFF may be before a marker.
+        place += 1 if head[1] == 0xFF else 2 + int.from_bytes(head[2:], 'big')
+    return place
 
 
 def _read_header(path: str | Path) -> tuple[int, int, bool] | None:

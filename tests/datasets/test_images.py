@@ -1,12 +1,14 @@
 """Images of many formats are read as MMDetection's own loader reads them."""
 
+import io
+
 import cv2
 import numpy as np
 import pytest
 from mmcv.transforms import LoadImageFromFile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from mmgrc.datasets.images import header_size, image_size, read_image
+from mmgrc.datasets.images import header_size, image_size, is_truncated_jpeg, read_image
 
 
 def picture(height=12, width=17):
@@ -111,3 +113,45 @@ def test_more_pixels_than_opencv_reads(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r'mosaic\.bmp cannot be decoded: it has more pixels than OpenCV reads'):
         read_image(path)
+
+
+def jpeg(size=(120, 160), **options):
+    """A JPEG file with a thumbnail in its header, which has an end marker of its own."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8))
+    thumbnail, file = io.BytesIO(), io.BytesIO()
+    image.resize((16, 12)).save(thumbnail, 'JPEG')
+    image.save(file, 'JPEG', comment=thumbnail.getvalue(), **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize('options', [{}, {'progressive': True}, {'restart_marker_blocks': 3}])
+@pytest.mark.parametrize('tail', ['nothing', 'zeros', 'junk', 'another'])
+def test_a_jpeg_is_truncated_if_pillow_cannot_read_it_to_its_end(options, tail, tmp_path):
+    content = jpeg(**options)
+    end = {'nothing': b'', 'zeros': bytes(100000), 'junk': b'junk' * 50000, 'another': jpeg((8, 8))}[tail]
+    path = tmp_path / 'image.jpg'
+    path.write_bytes(content + end)
+    assert not is_truncated_jpeg(path)
+    # What another image appends has an end, and the first one then has wrong pixels.
+    for cut in () if tail == 'another' else (1, 2, 3, 50, len(content) // 2, len(content) - 900):
+        path.write_bytes(content[:-cut] + end)
+        try:
+            with Image.open(path) as image:
+                image.load()
+            complete = True
+        except (OSError, UnidentifiedImageError):
+            complete = False
+        assert is_truncated_jpeg(path) is not complete
+        if cut >= 50 and not end:
+            assert is_truncated_jpeg(path)
+
+
+def test_what_is_no_jpeg_is_no_truncated_one(tmp_path):
+    """Other checks name these."""
+    write(tmp_path / 'image.png', 'RGB')
+    (tmp_path / 'cut.jpg').write_bytes((tmp_path / 'image.png').read_bytes()[:40])
+    (tmp_path / 'empty.jpg').touch()
+    for name in ('image.png', 'cut.jpg', 'empty.jpg', 'nothing.jpg', '.'):
+        assert not is_truncated_jpeg(tmp_path / name)
+    (tmp_path / 'start.jpg').write_bytes(b'\xff\xd8')
+    assert is_truncated_jpeg(str(tmp_path / 'start.jpg'))

@@ -54,7 +54,7 @@ def main() -> str | int | None:
             video = open_video(args.source)
             drawings: object = drawn_video(video, args.out_dir, args.video_suffix)
         else:
-            images = find_images(args.source)
+            images = find_images(args.source, args.out_dir)
             drawings = f'{args.out_dir}/drawings/'
         model = load_detector(load_config(args.config), args.checkpoint, args.device)
         labels = select_classes(model, args.classes)

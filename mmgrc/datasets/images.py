@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 
 import cv2
@@ -11,10 +12,24 @@ import numpy as np
 from mmengine import fileio
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ['header_size', 'image_size', 'is_truncated_jpeg', 'read_image']
+__all__ = ['files_below', 'header_size', 'image_size', 'is_truncated_jpeg', 'read_image']
 
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = b'\xff\xd8', b'\xff\xd9', 0xDA
+
+
+def files_below(root: str | Path) -> list[Path]:
+    """All files below a folder, sorted. Links to folders are followed, once each. Hidden files are left out."""
+    seen, files = set(), []
+    for parent, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [f for f in folders if not f.startswith('.') and f != '__MACOSX']
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        files += [Path(parent, name) for name in names if not name.startswith('.')]
+    return sorted(files)
 
 
 def read_image(path: str | Path) -> np.ndarray:

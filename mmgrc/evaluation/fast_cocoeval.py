@@ -98,9 +98,9 @@ def _find_problem(coco: COCO, truth: Sequence[Mapping], found: Sequence[Mapping]
         return f'it is used for bbox and segm, not for {kind}'
     ids = [annotation['id'] for annotation in truth]
     # pycocotools reads the id 0 as no match.
-    for values, least, what in (([*coco.imgs], 0, 'images'), (ids, 1, 'annotations')):
-        if odd := next((repr(v) for v in values if not isinstance(v, Integral) or v < least), None):
-            return f'the ids of {what} are not all whole numbers from {least} up ({odd})'
+    for values, least, what in (([*coco.imgs], 0, 'images'), ([*coco.cats], 0, 'categories'), (ids, 1, 'annotations')):
+        if odd := next((repr(v) for v in values if not isinstance(v, Integral) or not least <= v < 2**63), None):
+            return f'the ids of {what} are not all whole numbers from {least} up ({odd}), or not below 2^63'
         if len(set(values)) < len(values):
             return f'the ids of {what} are not distinct'
     if odd := next((a['id'] for a in truth if 'area' not in a or 'iscrowd' not in a), None):

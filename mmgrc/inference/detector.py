@@ -17,7 +17,7 @@ from mmengine.config import Config
 from pycocotools import mask as coco_mask
 from torch import nn
 
-from mmgrc.datasets.images import read_image
+from mmgrc.datasets.images import files_below, read_image
 from mmgrc.runs.error import InputError, first_few
 from mmgrc.runs.preflight import check_checkpoint
 from mmgrc.visualization.detections import Drawn, draw_detections
@@ -78,12 +78,14 @@ def load_detector(config: Config, checkpoint: str, device: str | None = None) ->
         return init_detector(config, checkpoint, device=device)
 
 
-def find_images(source: str) -> list[Path]:
+def find_images(source: str, out_dir: str | Path | None = None) -> list[Path]:
     """Find the images of a path, a folder or a pattern, sorted.
 
     Args:
-        source: A file with any name; a folder, which is searched recursively for files with an image suffix; or a
-            pattern with ``*``, ``?`` or ``**``.
+        source: A file with any name; a folder, which is searched recursively for files with an image suffix, also
+            through links to folders; or a pattern with ``*``, ``?`` or ``**``.
+        out_dir: Where drawings will be written. Those of an earlier call are not among the images of a folder or a
+            pattern.
 
     Raises:
         InputError: There are no images, or there are videos among them.
@@ -91,8 +93,14 @@ def find_images(source: str) -> list[Path]:
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
-    matches = path.rglob('*') if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
-    files = sorted(p for p in matches if p.is_file())
+    if path.is_dir():
+        files = files_below(path)
+    else:
+        files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+    drawings = None if out_dir is None else Path(out_dir, 'drawings').resolve()
+    # They may be the images that were asked for.
+    if drawings is not None and drawings != path.resolve():
+        files = [p for p in files if drawings not in p.resolve().parents]
     videos = [p for p in files if p.suffix.lower() in VIDEO_SUFFIXES]
     if videos:
         raise InputError(

@@ -227,7 +227,9 @@ def _memory(work_dir: Path, notes: list[str]) -> str:
         content += _grid(pictures) + f'<p>Steps that were not stored because a value was not finite: {skipped:g}.</p>'
     else:
         content += _note(
-            'The memory was not logged: the config has no GRCMonitorHook, or the model has no memory.', notes
+            'The memory was not logged: the config has no GRCMonitorHook, the run ended before its first interval, or '
+            'the model has no memory.',
+            notes,
         )
     try:
         checkpoint = _newest(work_dir.glob('*.pth'), f'checkpoint in {work_dir}')

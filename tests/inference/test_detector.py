@@ -164,6 +164,29 @@ def test_palettes(model, shapes, tmp_path, monkeypatch, palette):
     assert [problem for _, problem in results] == [None]
 
 
+def test_images_of_a_folder(tmp_path):
+    """Linked folders are followed once, hidden files and the drawings of an earlier call are left out."""
+    folder, linked = tmp_path / 'images', tmp_path / 'linked'
+    for path in (folder / 'a.png', folder / '._a.png', folder / '.hidden' / 'b.png', linked / 'c.jpg'):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'')
+    (folder / 'link').symlink_to(linked)
+    (linked / 'loop').symlink_to(folder)
+    out_dir = folder / 'detections'
+    for name in ('drawings/a.jpg', 'other.jpg'):
+        (out_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (out_dir / name).write_bytes(b'')
+
+    def found(source, out_dir=None):
+        return [str(path.relative_to(folder)) for path in find_images(str(source), out_dir)]
+
+    assert found(folder, out_dir) == ['a.png', 'detections/other.jpg', 'link/c.jpg']
+    assert found(f'{folder}/*/*.jpg', out_dir) == ['detections/other.jpg', 'link/c.jpg']
+    assert found(folder) == ['a.png', 'detections/drawings/a.jpg', 'detections/other.jpg', 'link/c.jpg']
+    # They may be the images that are meant.
+    assert found(out_dir / 'drawings', out_dir) == ['detections/drawings/a.jpg']
+
+
 def test_patterns(tmp_path):
     for name in ('a1.jpg', 'a2.jpg', 'b1.jpg'):
         (tmp_path / name).write_bytes(b'')

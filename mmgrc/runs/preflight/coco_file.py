@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from mmdet.datasets.api_wrappers import COCO
 
 from ..error import first_few
 
 __all__ = [
+    'count_beyond',
     'index_coco',
     'label_problems',
     'read_coco_file',
@@ -55,11 +57,52 @@ def _is_flag(value: object) -> bool:
 def _is_segmentation(value: object) -> bool:
     if isinstance(value, dict):
         size = value.get('size')
-        return 'counts' in value and isinstance(size, list) and len(size) == 2 and all(map(_is_whole, size))
-    # All coordinates of a polygon have the same type, so the first one is enough.
-    return isinstance(value, list) and all(
-        isinstance(polygon, list) and (not polygon or _is_finite(polygon[0])) for polygon in value
-    )
+        sized = isinstance(size, list) and len(size) == 2 and all(map(_is_whole, size))
+        return sized and _fills(value.get('counts'), size[0] * size[1])
+    return isinstance(value, list) and all(isinstance(polygon, list) and _has_points(polygon) for polygon in value)
+
+
+def _has_points(polygon: list) -> bool:
+    # In C, since COCO has millions of coordinates. The sum finds other types, NaN and infinity.
+    try:
+        return math.isfinite(sum(polygon)) and (not polygon or max(map(abs, (min(polygon), max(polygon)))) <= _FARTHEST)
+    except (OverflowError, TypeError):
+        return False
+
+
+def _fills(counts: object, pixels: int) -> bool:
+    """Whether the run lengths of a mask, as numbers or compressed, are those of so many pixels."""
+    if isinstance(counts, str):
+        return _compressed_lengths(counts) == pixels
+    return isinstance(counts, list) and all(_is_whole(n) and n >= 0 for n in counts) and sum(counts) == pixels
+
+
+def _compressed_lengths(text: str) -> int | None:
+    """The sum of the run lengths in COCO's compressed form. None if it is not in that form.
+
+    Each character has 5 bits of a length, the lowest first, and a sixth that tells whether another one follows. From
+    the fourth length on, it is the difference from the length before the previous one.
+    """
+    if not text or not text.isascii():
+        return None
+    bits = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(bits < 32)
+    if bits.min() < 0 or bits.max() > 63 or not len(ends) or ends[-1] != len(bits) - 1:
+        return None
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    places = np.arange(len(bits)) - np.repeat(starts, ends - starts + 1)
+    if places.max() > 6:
+        return None
+    values = np.add.reduceat((bits & 31) << (5 * places), starts)
+    # The highest bit of the last character is the sign.
+    values -= np.where(bits[ends] & 16, 1 << (5 * (places[ends] + 1)), 0)
+    for first in (1, 2):
+        values[first::2] = np.cumsum(values[first::2])
+    return None if values.min() < 0 else int(values.sum())
+
+
+# In pixels. The API draws polygons point by point, and would fill the memory for larger ones.
+_FARTHEST = 1_000_000
 
 
 class _Field(NamedTuple):
@@ -90,7 +133,10 @@ _REQUIRED = {
 }
 _CROWD = _Field('iscrowd', _is_flag, '0 or 1')
 _MASK = _Field(
-    'segmentation', _is_segmentation, 'a list of polygons, each a list of numbers, or a mask with its size and counts'
+    'segmentation',
+    _is_segmentation,
+    'a list of polygons, each a list of finite numbers in pixels, or a mask with its size, and with counts for all of '
+    'its pixels',
 )
 _SINGULAR = {'images': 'image', 'categories': 'category', 'annotations': 'annotation'}
 
@@ -145,25 +191,41 @@ def _require_fields(path: str | Path, content: Mapping, key: str, fields: Sequen
             raise ValueError(f'{path}: {field.name} of {which} {found}. It must be {field.words}.')
 
 
-def require_masks(path: str | Path, content: Mapping, category_ids: Sequence) -> None:
+def require_masks(path: str | Path, content: Mapping, category_ids: Sequence, use: str) -> None:
     """Check that each annotation of some categories has a segmentation.
+
+    Args:
+        path: The file.
+        content: What it contains.
+        category_ids: The categories.
+        use: What reads the masks. ``'train'``: they must fit the images of the file. ``'load'``: they need not.
+            ``'evaluate'``: COCO's evaluation, which needs 3 points in each polygon. MMDetection leaves others out.
 
     Raises:
         ValueError: An annotation has none, or one of unknown type, or a mask with another size than its image.
     """
+    evaluated = use == 'evaluate'
+    user = "COCO's evaluation of segm reads masks" if evaluated else 'the data set loads masks'
+    remedy = "evaluate only bbox: metric='bbox'" if evaluated else 'load none: with_mask=False in LoadAnnotations'
     wanted = set(category_ids)
     annotations = [a for a in content.get('annotations', ()) if a['category_id'] in wanted]
     for annotation in annotations:
         if not annotation.get('segmentation'):
             raise ValueError(
-                f'{path}: annotation {annotation["id"]} has no segmentation, but the data set loads masks. '
-                'Remove it, or train a detector of boxes.'
+                f'{path}: annotation {annotation["id"]} has no segmentation, but {user}. Remove the annotation, or '
+                f'{remedy}, for a detector of boxes.'
             )
     _require_fields(path, {'annotations': annotations}, 'annotations', [_MASK])
     sizes = {image['id']: [image['height'], image['width']] for image in content['images']}
     for annotation in annotations:
         mask, size = annotation['segmentation'], sizes.get(annotation['image_id'])
-        if isinstance(mask, dict) and size is not None and mask['size'] != size:
+        if evaluated and isinstance(mask, list) and (short := [one for one in mask if len(one) < 6 or len(one) % 2]):
+            raise ValueError(
+                f'{path}: segmentation of annotation {annotation["id"]} has a polygon of {len(short[0])} numbers. '
+                f"COCO's evaluation needs 3 or more points, x and y of each. Remove the polygon or the annotation, or "
+                f'{remedy}.'
+            )
+        if use == 'train' and isinstance(mask, dict) and size is not None and mask['size'] != size:
             raise ValueError(
                 f'{path}: the mask of annotation {annotation["id"]} has {mask["size"][0]} rows and {mask["size"][1]} '
                 f'columns, its image has {size[0]} and {size[1]}. They must be equal.'
@@ -236,6 +298,15 @@ def label_problems(coco: COCO, classes: Sequence[str]) -> tuple[tuple[str, ...],
         f"and {classes[0]!r} in the config. MMDetection follows the file's order, so objects are shown under another "
         f"class's name. Write classes={by_label!r}, and the palette in that order."
     )
+
+
+def count_beyond(coco: COCO) -> int:
+    """Count boxes of which at least a tenth lies to the right of their image or below it."""
+    pairs = [(a['bbox'], coco.imgs[a['image_id']]) for a in coco.anns.values() if a['image_id'] in coco.imgs]
+    boxes = np.array([box for box, _ in pairs], float).reshape(-1, 4)
+    sizes = np.array([(image['width'], image['height']) for _, image in pairs], float).reshape(-1, 2)
+    beyond = boxes[:, :2] + boxes[:, 2:] - sizes
+    return int((beyond > 0.1 * boxes[:, 2:]).any(axis=1).sum())
 
 
 def why_left_out(annotation: Mapping, image: Mapping | None, categories: Mapping, masks: bool) -> str | None:

@@ -21,11 +21,11 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
-from mmgrc.datasets.images import header_size
+from mmgrc.datasets.images import header_size, is_truncated_jpeg
 
 from ..classes import registered_class
 from ..error import InputError, first_few
-from .coco_file import index_coco, label_problems, read_coco_file, require_masks, why_left_out
+from .coco_file import count_beyond, index_coco, label_problems, read_coco_file, require_masks, why_left_out
 
 __all__ = [
     'CocoFiles',
@@ -41,6 +41,8 @@ __all__ = [
 _T = TypeVar('_T')
 # This many images of a file are opened, evenly spaced. That finds systematic faults, and takes a second for COCO.
 _HEADERS = 2000
+# This many images whose headers do not fit the file are decoded to see how they are loaded.
+_DECODED = 5
 
 
 def dataset_configs(config: Mapping) -> Iterator[dict]:
@@ -78,7 +80,11 @@ def check_datasets(config: Config, loaders: Sequence[str]) -> None:
                 if not path or '://' in f'{root}{path}' or not isinstance(path, str):
                     continue
                 path = Path(root, path)
-                if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+                try:
+                    lacking = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+                except PermissionError as error:
+                    raise InputError(f'the data set of {loader} cannot be read: {path}: {error.strerror}') from error
+                if lacking:
                     raise InputError(_missing_data(path, root, loader))
 
 
@@ -233,10 +239,11 @@ def _read_coco(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
     coco = sets.files.read(path)
     _check_heads(whole, classes, sets.loader)
     problems = sets.files.compare_labels(sets.loader, path, classes)
-    masks = _loads_masks(dataset) and sets.loader.startswith('train')
+    training, masks = sets.loader.startswith('train'), _loads_masks(dataset)
     if masks:
         try:
-            require_masks(path, coco.dataset, coco.get_cat_ids(cat_names=classes))
+            use = 'train' if training else 'load'
+            require_masks(path, coco.dataset, coco.get_cat_ids(cat_names=classes), use)
         except ValueError as error:
             raise InputError(str(error)) from error
     # MMDetection's own reader, on the file that has been read already.
@@ -245,7 +252,13 @@ def _read_coco(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
     dataset.load_data_list = lambda: found
     dataset.serialize_data = False
     call(dataset.full_init, f'MMDetection cannot read {path}, of {sets.loader}')
-    problems += _left_out(dataset, found, coco, classes, masks)
+    problems += _left_out(dataset, found, coco, classes, masks and training)
+    beyond, count = count_beyond(coco), len(coco.anns)
+    if beyond > count / 10:
+        problems.append(
+            f'{beyond} of its {count} boxes reach beyond their images. Are they corners? A bbox of COCO is left, top, '
+            'width and height'
+        )
     problems += _check_images(dataset, found, path)
     if problems:
         sets.warnings.append(f'{path}: {"; ".join(problems)}')
@@ -348,9 +361,12 @@ def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> lis
         return []
     # List each folder once instead of testing each file. pathlib would take seconds for COCO's paths.
     paths = [os.path.split(info['img_path']) for info in found]
-    listings = {
-        parent: set(os.listdir(parent or '.')) for parent in {p for p, _ in paths} if os.path.isdir(parent or '.')
-    }
+    try:
+        listings = {
+            parent: set(os.listdir(parent or '.')) for parent in {p for p, _ in paths} if os.path.isdir(parent or '.')
+        }
+    except PermissionError as error:
+        raise InputError(f'the images of {path} cannot be read: {error.filename}: {error.strerror}') from error
     absent = [os.path.join(parent, name) for parent, name in paths if name not in listings.get(parent, ())]
     if absent:
         raise InputError(
@@ -361,18 +377,23 @@ def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> lis
     if loader is None:
         return []
     chosen = np.unique(np.linspace(0, len(found) - 1, min(len(found), _HEADERS)).round().astype(int))
-    unread, other = [], []
+    unread, other, decoded, suffixes = [], [], 0, set()
     for info in (found[index] for index in chosen):
-        stated = info['height'], info['width']
-        if header_size(info['img_path']) == stated:
+        image, stated = info['img_path'], (info['height'], info['width'])
+        size, suffix = header_size(image), os.path.splitext(image)[1]
+        # One of each kind is decoded in any case: OpenCV cannot read all that have a header.
+        if size == stated and suffix in suffixes and not is_truncated_jpeg(image):
             continue
-        # The header is not enough: the loaded image decides.
-        size = _loaded_size(loader, info['img_path']) if len(unread) + len(other) < 5 else None
+        if size in (None, stated) or decoded < _DECODED:
+            # The header is not enough: the loaded image decides.
+            decoded += size not in (None, stated)
+            size = _loaded_size(loader, image)
+        suffixes.add(suffix)
         if size is None:
-            unread.append(info['img_path'])
+            unread.append(f'{image}{_why_unreadable(image)}')
         elif size != stated:
-            other.append((info['img_path'], stated, size))
-    if unread and not other and not loader.ignore_empty:
+            other.append((image, stated, size))
+    if unread and not loader.ignore_empty:
         raise InputError(
             f'{len(unread)} images of {path} cannot be decoded: {first_few(unread, 3)}. Replace them, or remove them '
             'from the annotations.'
@@ -382,10 +403,19 @@ def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> lis
     name, stated, size = other[0]
     of = 'its images' if len(chosen) == len(found) else f'{len(chosen)} of its images, which were checked,'
     return [
-        f'{len(other) + len(unread)} of {of} have another size than the file says: {Path(name).name} is loaded with '
+        f'{len(other)} of {of} have another size than the file says: {Path(name).name} is loaded with '
         f'{size[0]} rows and {size[1]} columns, the file says height {stated[0]} and width {stated[1]}. Does an EXIF '
         'entry rotate it, or are the two swapped? Masks do not fit such an image, and mask AP would be 0.'
     ]
+
+
+def _why_unreadable(path: str) -> str:
+    """What the file system says about a file that cannot be loaded, if that is the reason."""
+    try:
+        with open(path, 'rb'):
+            return ''
+    except OSError as error:
+        return f' ({error.strerror})'
 
 
 def _loaded_size(loader: LoadImageFromFile, path: str) -> tuple[int, int] | None:

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from ..classes import registered_class
 from ..error import InputError, first_few
 from ..quiet import quiet
-from .coco_file import require_crowd
+from .coco_file import require_crowd, require_masks
 from .datasets import CocoFiles, head_classes, is_local
 from .outputs import check_output_file
 
@@ -122,16 +122,18 @@ def _check_file(config: Config, metric: Mapping, name: str, dataset: Dataset | N
         problems += _compare(config, coco, dataset, name, files, path)
     if metric.get('format_only'):
         return
-    if 'annotations' not in coco.dataset:
+    if all(annotation.get('iscrowd') for annotation in coco.anns.values()):
+        what = 'nothing but crowds' if coco.anns else 'no annotations'
         problems.append(
-            f'it has no annotations: {name} has no ground truth, and AP will be -1. To write the detections '
+            f'it has {what}: {name} has no ground truth, and AP will be -1. To write the detections '
             f'for a server, set {name}.format_only=True and {name}.outfile_prefix'
         )
-    else:
-        try:
-            require_crowd(path, coco.dataset)
-        except ValueError as error:
-            raise InputError(f'{name}: {error}') from error
+    try:
+        require_crowd(path, {'annotations': [], **coco.dataset})
+        if 'segm' in metric.get('metric', 'bbox'):
+            require_masks(path, coco.dataset, coco.get_cat_ids(cat_names=_class_names(dataset)), 'evaluate')
+    except ValueError as error:
+        raise InputError(f'{name}: {error}') from error
     if 0 in coco.anns:
         problems.append(
             "annotation 0: COCO's evaluation reads the id 0 as no match, so that this object counts as missed. Number "
@@ -139,6 +141,11 @@ def _check_file(config: Config, metric: Mapping, name: str, dataset: Dataset | N
         )
     if problems:
         print_log(f'{path}: {"; ".join(problems)}', logger='current', level=logging.WARNING)
+
+
+def _class_names(dataset: Dataset | None) -> Sequence[str]:
+    """The classes that are evaluated. Empty, which means all, if they are not known."""
+    return getattr(dataset, 'metainfo', {}).get('classes', ())
 
 
 def _check_output(metric: BaseMetric) -> None:

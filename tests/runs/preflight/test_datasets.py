@@ -9,9 +9,10 @@ import pytest
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from PIL import Image
+from pycocotools.mask import encode
 
 from mmgrc.runs.error import InputError
-from mmgrc.runs.preflight import CocoFiles, read_datasets
+from mmgrc.runs.preflight import CocoFiles, check_datasets, read_datasets
 
 LOADERS = ('train_dataloader', 'val_dataloader')
 
@@ -36,8 +37,21 @@ def small(content):
 
 
 def wrong_mask_size(content):
-    mask = {'size': [content['images'][0]['width'], content['images'][0]['height']], 'counts': 'abc'}
-    content['annotations'][0]['segmentation'] = mask
+    size = [content['images'][0]['width'], content['images'][0]['height']]
+    content['annotations'][0]['segmentation'] = {'size': size, 'counts': [size[0] * size[1]]}
+
+
+def mask(counts):
+    def change(content):
+        size = [content['images'][0]['height'], content['images'][0]['width']]
+        content['annotations'][0]['segmentation'] = {'size': size, 'counts': counts}
+
+    return change
+
+
+def polygon(*values):
+    """The outline of an object, of which one coordinate is wrong."""
+    return lambda content: content['annotations'][1].update(segmentation=[[1, 2, 30, *values, 30, 30]])
 
 
 @pytest.mark.parametrize(
@@ -69,6 +83,21 @@ def wrong_mask_size(content):
             'segmentation of annotation 2 is [1, 2',
         ),
         (lambda c: c['annotations'][1].update(segmentation=[['a'] * 6]), 'It must be a list of polygons'),
+        (polygon(float('nan')), 'each a list of finite numbers in pixels'),
+        (polygon(float('-inf')), 'segmentation of annotation 2 is [[1, 2, 30, -inf'),
+        (polygon(None), 'segmentation of annotation 2 is [[1, 2, 30, None'),
+        (polygon([3]), 'each a list of finite numbers'),
+        (polygon(1e7), 'each a list of finite numbers'),
+        (polygon(-(10**400)), 'each a list of finite numbers'),
+        (mask('abc'), "'counts': 'abc'}. It must be a list of polygons"),
+        (mask('ü'), 'with counts for all of its pixels'),
+        (mask(''), 'with counts for all of its pixels'),
+        (mask('o' * 40), 'with counts for all of its pixels'),
+        (mask([64 * 96 - 1]), 'with counts for all of its pixels'),
+        (mask([-1, 64 * 96 + 1]), 'with counts for all of its pixels'),
+        (mask([64.0 * 96]), 'with counts for all of its pixels'),
+        (mask([None]), 'with counts for all of its pixels'),
+        (mask(7), 'with counts for all of its pixels'),
         (wrong_mask_size, 'the mask of annotation 1 has 96 rows and 64 columns, its image has 64 and 96'),
         (lambda c: c['images'][3].update(file_name='gone.png'), '1 of the 16 images of'),
     ],
@@ -79,6 +108,67 @@ def test_data_that_cannot_be_trained_on(config, edit, change, words):
         read(config)
     assert words in str(error.value)
     assert 'train' in str(error.value)
+
+
+@pytest.mark.parametrize('phase', ['train', 'val', 'test'])
+def test_masks_are_required_where_they_are_loaded(config, edit, phase):
+    """The loaders of a validation load them, too, and would fail at the first image without one."""
+    edit(lambda c: c['annotations'][3].pop('segmentation'), 'train' if phase == 'train' else 'val')
+    with pytest.raises(InputError, match=r'annotation 4 has no segmentation, but the data set loads masks.*with_m'):
+        read(config, [f'{phase}_dataloader'])
+    loader = config[f'{phase}_dataloader'].dataset
+    loader.pipeline = [
+        {**step, 'with_mask': False} if step.type == 'LoadAnnotations' else step for step in loader.pipeline
+    ]
+    read(config, [f'{phase}_dataloader'])
+
+
+def test_masks_of_any_shape_pass(config, edit, said):
+    """Run lengths as numbers, and compressed by pycocotools."""
+    rng = np.random.default_rng(0)
+    masks = [rng.random((64, 96)) < share for share in (0, 1, 0.001, 0.02, 0.5)]
+    masks += [np.tri(64, 96, shift, dtype=bool) for shift in (-30, 0, 40)]
+
+    def change(content):
+        for number, (one, annotation) in enumerate(zip(masks, content['annotations'], strict=False)):
+            encoded = encode(np.asfortranarray(one, np.uint8))
+            counts = encoded['counts'].decode()
+            if number % 2:
+                flat = one.flatten('F')
+                edges = np.flatnonzero(np.diff(flat)) + 1
+                counts = np.diff([0, *edges, len(flat)]).tolist()
+                counts = [0, *counts] if flat[0] else counts
+            annotation['segmentation'] = {'size': encoded['size'], 'counts': counts}
+
+    edit(change)
+    read(config)
+    assert not said
+
+
+def test_corners_instead_of_boxes(config, edit, said):
+    def change(content):
+        for annotation in content['annotations']:
+            x, y, width, height = annotation['bbox']
+            annotation['bbox'] = [x, y, x + width, y + height]
+
+    edit(change)
+    read(config)
+    (message,) = said
+    assert 'boxes reach beyond their images. Are they corners? A bbox of COCO is left, top, width and height' in message
+
+
+def test_folders_without_permission(config, data, monkeypatch):
+    """Root may read everything, so that the system's answer is made up."""
+
+    def refuse(path, *args):
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    monkeypatch.setattr('os.listdir', refuse)
+    with pytest.raises(InputError, match=r'the images of .*json cannot be read: .*train.*: Permission denied'):
+        read(config, LOADERS[:1])
+    monkeypatch.setattr(Path, 'iterdir', refuse)
+    with pytest.raises(InputError, match=r'the data set of train_dataloader cannot be read: .*: Permission denied'):
+        check_datasets(config, LOADERS[:1])
 
 
 @pytest.mark.parametrize('content', [b'{"images": [', b'\xef\xbb\xbf{}', b'\xff\xfe'])
@@ -274,6 +364,44 @@ def test_images_that_cannot_be_decoded(config, data):
     # A config that tolerates them continues.
     config.train_dataloader.dataset.pipeline[0].ignore_empty = True
     read(config)
+
+
+def test_unreadable_images_beside_images_of_another_size(config, data, edit, said):
+    """Each image without a header is tried, however many others have another size."""
+    for step in config.train_dataloader.dataset.pipeline:
+        if step.type == 'LoadAnnotations':
+            # A mask of another size than its image would be an error.
+            step.with_mask = False
+    content = edit(lambda c: [image.update(width=95) for image in c['images'][:-1]])
+    path, number = data / 'train' / content['images'][-1]['file_name'], len(content['images']) - 1
+    assert number > 5  # as many are decoded to see their size
+    path.write_bytes(b'')
+    with pytest.raises(InputError, match=r'1 images of .* cannot be decoded: '):
+        read(config, LOADERS[:1])
+    cv2.imwrite(str(path), np.zeros((64, 96, 3), np.uint8))
+    read(config, LOADERS[:1])
+    (message,) = said
+    assert f'json: {number} of its images have another size' in message
+
+
+@pytest.mark.parametrize('kind', ['truncated', 'float'])
+def test_images_whose_header_is_good(config, data, edit, kind):
+    """OpenCV reads no JPEG that is truncated, and mmcv no image of floating-point numbers, whatever their size says."""
+    name = {'truncated': 'a.jpg', 'float': 'a.gif'}[kind]
+    edit(lambda c: c['images'][3].update(file_name=name))
+    path = data / 'train' / name
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+    if kind == 'truncated':
+        # A good one of this kind before it.
+        edit(lambda c: c['images'][2].update(file_name='b.jpg'))
+        cv2.imwrite(str(data / 'train' / 'b.jpg'), image)
+        cv2.imwrite(str(path), image)
+        path.write_bytes(path.read_bytes()[:600])
+    else:
+        Image.fromarray(image).save(path)
+        path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(InputError, match=rf'1 images of .* cannot be decoded: .*{name}'):
+        read(config)
 
 
 def test_sixteen_bits_and_palettes_are_sizes_too(config, data, said):

@@ -41,6 +41,31 @@ def test_detections_that_cannot_be_written(config, tmp_path, monkeypatch, metric
         check(config, 'test')
 
 
+def test_boxes_need_no_masks(config, edit):
+    """A detector of boxes is evaluated on annotations without segmentation."""
+    edit(lambda c: [annotation.pop('segmentation') for annotation in c['annotations']], 'val')
+    for step in config.val_dataloader.dataset.pipeline:
+        if step.type == 'LoadAnnotations':
+            step.with_mask = False
+    with pytest.raises(InputError, match=r"COCO's evaluation of segm reads masks\. Remove .* only bbox: metric='bbox'"):
+        check(config)
+    config.val_evaluator.metric = 'bbox'
+    check(config)
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda c: c['annotations'].clear(), 'it has no annotations: val_evaluator has no ground truth'),
+        (lambda c: [a.update(iscrowd=1) for a in c['annotations']], 'it has nothing but crowds: val_evaluator has no'),
+    ],
+)
+def test_files_without_ground_truth(config, edit, said, change, words):
+    edit(change, 'val')
+    check(config)
+    assert any(words in message and 'AP will be -1' in message for message in said)
+
+
 def pop(name):
     return lambda c: [annotation.pop(name) for annotation in c['annotations'][-1:]]
 
@@ -50,7 +75,16 @@ def pop(name):
     [
         (pop('iscrowd'), r'val_evaluator: .*iscrowd of annotation \d+ is missing.*0 means a single object'),
         (lambda c: c['annotations'][0].update(iscrowd='no'), r"iscrowd of annotation 1 is 'no'"),
-        (lambda c: c['annotations'][-1].update(segmentation=[[1, 2]]), r'val_evaluator fails on made-up detections'),
+        (
+            lambda c: c['annotations'][5].update(segmentation=[[1, 2, 9, 9, 1, 9], [1, 2]]),
+            r'val_evaluator: .*annotation 6 has a polygon of 2 numbers.*needs 3 or more points',
+        ),
+        (lambda c: c['annotations'][5].update(segmentation=[[1, 2, 9, 9, 1, 9, 5]]), 'has a polygon of 7 numbers'),
+        (lambda c: c['annotations'][5].update(segmentation=[[]]), 'has a polygon of 0 numbers'),
+        (
+            lambda c: c['annotations'][5].update(segmentation={'size': [64, 96], 'counts': [5]}),
+            'with counts for all of its pixels',
+        ),
     ],
 )
 def test_file_that_ends_an_evaluation(config, edit, change, words):

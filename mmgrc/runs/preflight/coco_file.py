@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -187,7 +188,8 @@ def _require_fields(path: str | Path, content: Mapping, key: str, fields: Sequen
             if field.allowed(entry.get(field.name)):
                 continue
             which = f'entry {number} of {key}' if field.name == 'id' else f'{_SINGULAR[key]} {entry.get("id")}'
-            found = f'is {entry[field.name]!r}' if field.name in entry else 'is missing'
+            # A mask may have thousands of numbers.
+            found = f'is {reprlib.repr(entry[field.name])}' if field.name in entry else 'is missing'
             raise ValueError(f'{path}: {field.name} of {which} {found}. It must be {field.words}.')
 
 

@@ -89,7 +89,7 @@ def polygon(*values):
         (polygon([3]), 'each a list of finite numbers'),
         (polygon(1e7), 'each a list of finite numbers'),
         (polygon(-(10**400)), 'each a list of finite numbers'),
-        (mask('abc'), "'counts': 'abc'}. It must be a list of polygons"),
+        (mask('abc'), "is {'counts': 'abc', 'size': [64, 96]}. It must be a list of polygons"),
         (mask('ü'), 'with counts for all of its pixels'),
         (mask(''), 'with counts for all of its pixels'),
         (mask('o' * 40), 'with counts for all of its pixels'),

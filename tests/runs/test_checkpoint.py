@@ -83,3 +83,21 @@ def test_files_that_are_no_checkpoints(tmp_path):
     for name in ('empty', 'text', 'cut', 'list', 'pickle'):
         with pytest.raises(ValueError, match=f'{name}.pth'):
             read_checkpoint(tmp_path / f'{name}.pth')
+
+
+@pytest.fixture
+def without_checksums():
+    torch.serialization.set_crc32_options(False)
+    yield
+    torch.serialization.set_crc32_options(True)
+
+
+@pytest.mark.usefixtures('without_checksums')
+def test_file_without_checksums_is_read(tmp_path):
+    path = tmp_path / 'c.pth'
+    weights = torch.arange(1000.0)
+    torch.save({'state_dict': {'w': weights}}, path)
+    assert torch.equal(read_checkpoint(path)['state_dict']['w'], weights)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r'c.pth cannot be read'):
+        read_checkpoint(path)

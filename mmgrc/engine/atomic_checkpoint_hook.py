@@ -83,8 +83,11 @@ class AtomicLocalBackend(LocalBackend):
 class AtomicCheckpointHook(CheckpointHook):
     """MMEngine's checkpoint hook, made safe against a full disk and a kill.
 
-    It writes a temporary file in the same folder and then renames it. With ``max_keep_ckpts`` it removes the outdated
-    checkpoint after the new one is complete, so for a moment there is one more.
+    It writes a temporary file in the same folder and then renames it. With ``max_keep_ckpts`` and ``save_best`` it
+    removes the outdated checkpoint after the new one is complete, so for a moment there is one more.
+
+    A validation without the value that ``save_best`` names is a warning and no improvement. MMEngine would end the
+    training.
 
     Args:
         kwargs: The arguments of :class:`mmengine.hooks.CheckpointHook`. For an ``out_dir`` that is not on a
@@ -105,10 +108,54 @@ class AtomicCheckpointHook(CheckpointHook):
         super()._save_checkpoint_with_step(runner, step, meta)
         while 0 < self.kept < len(self.keep_ckpt_ids):
             outdated = self.keep_ckpt_ids.popleft()
-            path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(outdated))
-            if is_main_process() and self.file_backend.isfile(path):
-                self.file_backend.remove(path)
+            self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(outdated)))
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+
+    def _remove(self, path: str) -> None:
+        if not is_main_process():
+            return
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):
+            # As DeepSpeed writes them.
+            self.file_backend.rmtree(path)
+
+    @property
+    def _best(self) -> dict[str, str | None]:
+        """The best checkpoint of each value of ``save_best``. MMEngine has another attribute for a single one."""
+        return self.best_ckpt_path_dict if len(self.key_indicators) > 1 else {'': self.best_ckpt_path}
+
+    @_best.setter
+    def _best(self, paths: dict[str, str | None]) -> None:
+        if len(self.key_indicators) > 1:
+            self.best_ckpt_path_dict = paths
+        else:
+            self.best_ckpt_path = paths['']
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        if not self.save_best:
+            return
+        missing = [key for key in self.key_indicators if key != 'auto' and key not in metrics]
+        if missing:
+            runner.logger.warning(
+                f'save_best: the validation at iteration {runner.iter} gave no {" and no ".join(missing)}, but '
+                f"{', '.join(metrics)}. This counts as no improvement. MMDetection's COCO metric gives no values if "
+                'nothing was detected.'
+            )
+        before = self._best
+        # The parent removes what is named here before it writes.
+        self._best = dict.fromkeys(before)
+        try:
+            super()._save_best_checkpoint(runner, {**metrics, **dict.fromkeys(missing)})
+        except BaseException:
+            self._best = before
+            raise
+        written = self._best
+        self._best = {key: written[key] or path for key, path in before.items()}
+        for key, path in before.items():
+            # A resumed run may have replaced the file of the same name.
+            if path and path != self._best[key]:
+                self._remove(path)
 
     def save_now(self, runner: Runner, name: str) -> str:
         """Save a checkpoint in the middle of an epoch, after the current iteration, for ``--resume``.

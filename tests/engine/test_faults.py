@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmgrc.engine.atomic_checkpoint_hook import CheckpointWriteError, write_atomically
+from mmgrc.engine import AtomicCheckpointHook
+from mmgrc.engine.atomic_checkpoint_hook import AtomicLocalBackend, CheckpointWriteError, write_atomically
 from tests.conftest import NARROW, SHAPES_CONFIG
 from tests.helpers.processes import Tool
+from tests.helpers.small_runs import small_run, warnings_of
 
 
 def train(work_dir, shapes, *options, resume=False, log='train.log', before=None, config=SHAPES_CONFIG):
@@ -73,6 +75,73 @@ def test_file_is_whole_or_not_there(tmp_path, monkeypatch):
     assert path.read_bytes() == b'first'
     assert list(tmp_path.iterdir()) == [path]
     assert issubclass(CheckpointWriteError, OSError)
+
+
+def checkpoint_hook(runner):
+    (hook,) = [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
+    return hook
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Let the disk be full at one of the writes of a file."""
+
+    def fail_for(name, write):
+        written = []
+
+        def put(self, content, path):
+            written.append(Path(path).name)
+            if written.count(name) == write:
+                raise CheckpointWriteError(28, 'No space left on device')
+            write_atomically(path, content)
+
+        monkeypatch.setattr(AtomicLocalBackend, 'put', put)
+
+    return fail_for
+
+
+SCORES = [{'acc': 0.5, 'top': 0.5}, {'acc': 0.9, 'top': 0.4}, {'acc': 0.95, 'top': 0.6}]
+
+
+@pytest.mark.parametrize('save_best', ['acc', ['acc', 'top']])
+@pytest.mark.parametrize(
+    ('failing', 'left'),
+    [
+        (None, ['best_acc_epoch_3.pth']),
+        (('best_acc_epoch_2.pth', 1), ['best_acc_epoch_1.pth']),
+        # MMEngine saves the last checkpoint again, since it names the best one.
+        (('epoch_2.pth', 2), ['best_acc_epoch_1.pth', 'best_acc_epoch_2.pth']),
+    ],
+)
+def test_best_checkpoint_is_removed_after_the_next(tmp_path, full_disk, save_best, failing, left):
+    runner = small_run(tmp_path, checkpoint={'save_best': save_best}, validations=SCORES, epochs=3)
+    if failing:
+        full_disk(*failing)
+        with pytest.raises(CheckpointWriteError):
+            runner.train()
+    else:
+        runner.train()
+    hook = checkpoint_hook(runner)
+    found = {'acc': hook.best_ckpt_path} if save_best == 'acc' else hook.best_ckpt_path_dict
+    assert sorted(path.name for path in tmp_path.glob('best_acc*')) == left
+    assert Path(found['acc']).name == left[0]
+    for key, path in found.items():
+        torch.load(path)
+        assert Path(path).name == f'best_{key}_epoch_{1 if failing else 3}.pth'
+
+
+@pytest.mark.parametrize('save_best', ['acc', ['acc', 'top']])
+def test_validation_without_the_value_is_no_improvement(tmp_path, save_best):
+    """MMDetection's COCO metric gives none without detections. Another metric gives its own."""
+    validations = [{'other': 1.0}, SCORES[0], {'other': 1.0}]
+    runner = small_run(tmp_path, checkpoint={'save_best': save_best}, validations=validations, epochs=3)
+    runner.train()
+    assert [path.name for path in tmp_path.glob('best_acc*')] == ['best_acc_epoch_2.pth']
+    assert warnings_of(tmp_path).count('This counts as no improvement') == 2
+    assert 'no values if nothing was detected' in warnings_of(tmp_path)
+    hook = checkpoint_hook(runner)
+    best = hook.best_ckpt_path if save_best == 'acc' else hook.best_ckpt_path_dict['acc']
+    assert Path(best).name == 'best_acc_epoch_2.pth'
 
 
 SMALLER = """

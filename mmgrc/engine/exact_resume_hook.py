@@ -17,6 +17,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, Sampler
 
+from .accumulation import pending_batches
+
 __all__ = ['ExactResumeHook', 'random_state', 'set_random_state']
 
 _KEY = 'exact_resume'
@@ -127,6 +129,10 @@ class ExactResumeHook(Hook):
     of the uninterrupted run, but the augmentations are not. With ``num_workers=0`` the augmentations are the same, too.
     In a training by iterations (``IterBasedTrainLoop``), MMEngine loads the batches from before the interruption again,
     and the augmentations are always the same.
+
+    Accumulated gradients (``accumulative_counts``) are large and differ between the ranks. They are not saved, so a
+    checkpoint between two updates of the weights loses its pending batches. Resuming from it is a warning. It is
+    written at the end of an epoch whose length is not a multiple of ``accumulative_counts``.
     """
 
     # Before the checkpoint of the same iteration is written.
@@ -150,6 +156,7 @@ class ExactResumeHook(Hook):
         self._collected = {
             'iter': iteration,
             'batches_done': self._batches_done,
+            'pending_batches': pending_batches(runner.optim_wrapper),
             'epoch': _describe_epoch(runner),
             'sampler_seed': getattr(_sampler(runner.train_dataloader), 'seed', None),
             'ranks': all_gather_object(random_state()),
@@ -159,6 +166,13 @@ class ExactResumeHook(Hook):
         """Restore the state of the checkpoint that the run resumes from, if any."""
         # load_from without --resume starts a new run.
         if self._loaded is not None and runner.iter > 0:
+            # Older versions did not count them.
+            if lost := self._loaded.get('pending_batches', 0):
+                runner.logger.warning(
+                    'The checkpoint was written between two updates of the weights. Accumulated batches that are '
+                    f'lost: {lost}. The resumed run is valid, but does not equal the uninterrupted one. Checkpoints '
+                    'after a multiple of accumulative_counts iterations lose none.'
+                )
             self._restore(runner, self._loaded)
         self._loaded = None
 

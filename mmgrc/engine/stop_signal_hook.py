@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from .accumulation import pending_batches
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .exact_resume_hook import ExactResumeHook
 
@@ -49,6 +50,9 @@ class StopSignalHook(Hook):
     Batch systems send the signal before they end a job, see ``tools/sbatch_train.sh``. It may reach one rank or all.
     The ranks agree at each iteration, by exchanging one number. Forked workers of data loaders ignore the signal.
 
+    With gradient accumulation (``accumulative_counts``), the run first continues until the accumulated gradients are
+    applied, since a checkpoint does not contain them.
+
     Args:
         name: Name of the signal. None: SIGUSR1, or on Windows SIGBREAK.
 
@@ -82,14 +86,15 @@ class StopSignalHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
     ) -> None:
-        """Stop on all ranks if any of them received the signal.
+        """Stop on all ranks if any of them received the signal, and no gradients are waiting to be applied.
 
         Raises:
             TrainingStopped: The checkpoint is written.
         """
         asked = torch.tensor(float(self._asked), device=get_device())
         all_reduce(asked, 'max')
-        if not asked:
+        # Which gradients are pending is the same on all ranks.
+        if not asked or pending_batches(runner.optim_wrapper):
             return
         for hook in runner.hooks:
             if isinstance(hook, ExactResumeHook):

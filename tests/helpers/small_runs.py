@@ -72,7 +72,7 @@ def small_run(work_dir, hooks=(), checkpoint=None, validations=None, broken=None
 
     Args:
         work_dir: The work dir.
-        hooks: More hooks.
+        hooks: More hooks, as dictionaries or objects.
         checkpoint: Options of AtomicCheckpointHook.
         validations: The values of each validation. None: there is none.
         broken: The number whose image cannot be read.
@@ -96,7 +96,6 @@ def small_run(work_dir, hooks=(), checkpoint=None, validations=None, broken=None
             'train_dataloader': loader('InfiniteSampler' if loop else 'DefaultSampler', broken=broken),
             'train_cfg': loop or {'by_epoch': True, 'max_epochs': epochs},
             'optim_wrapper': {'type': 'OptimWrapper', 'optimizer': {'type': 'SGD', 'lr': 0.01}},
-            'custom_hooks': list(hooks),
             'default_hooks': {'checkpoint': {'type': 'AtomicCheckpointHook', 'interval': 1, **(checkpoint or {})}},
             'randomness': {'seed': 0},
             'log_level': 'WARNING',
@@ -108,7 +107,9 @@ def small_run(work_dir, hooks=(), checkpoint=None, validations=None, broken=None
         evaluator = {'type': 'Planned', 'values': validations}
         config.merge_from_dict({'val_dataloader': loader(), 'val_cfg': {}, 'val_evaluator': evaluator})
     config.merge_from_dict(options)
-    return Runner.from_cfg(config)
+    runner = Runner.from_cfg(config)
+    runner.register_custom_hooks(list(hooks))
+    return runner
 
 
 def warnings_of(work_dir):

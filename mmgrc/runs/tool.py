@@ -31,7 +31,7 @@ from mmgrc.engine.stop_signal_hook import TrainingStopped
 
 from .config import build_model, config_path, load_config
 from .error import InputError
-from .preflight import check_optimizer, check_parts, check_resume, check_weights, check_work_dir
+from .preflight import check_optimizer, check_parts, check_resume, check_teacher, check_weights, check_work_dir
 from .processes import end_forks_with_this_process, end_with_parent
 
 __all__ = ['Tool', 'check_training', 'run_tool']
@@ -93,6 +93,7 @@ def check_training(args: Namespace, config: Config) -> None:
         args.resume = check_resume(config, args.resume, _work_dir(args, config), optimizer, model)
     check_weights(config, model, resumes=args.resume is not None)
     check_parts(config)
+    check_teacher(config, model)
 
 
 def _check_data(tool: Tool, args: Namespace, config: Config) -> None:

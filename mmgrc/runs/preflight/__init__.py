@@ -7,6 +7,7 @@ from .models import (
     check_checkpoint,
     check_parts,
     check_resume,
+    check_teacher,
     check_weights,
 )
 from .optimizers import check_optimizer
@@ -25,6 +26,7 @@ __all__ = [
     'check_parts',
     'check_resume',
     'check_schedule',
+    'check_teacher',
     'check_weights',
     'check_work_dir',
     'coco_metric_names',

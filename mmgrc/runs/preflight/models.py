@@ -10,7 +10,9 @@ from urllib.parse import urlparse
 
 import torch
 from mmdet.datasets import CocoDataset
+from mmdet.engine.hooks import MeanTeacherHook
 from mmdet.registry import DATASETS
+from mmdet.registry import HOOKS as DETECTION_HOOKS
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
@@ -18,6 +20,7 @@ from mmengine.registry import HOOKS, LOOPS, PARAM_SCHEDULERS, Registry, init_def
 from torch import nn
 
 from mmgrc.engine.ranks import is_first_of_machine
+from mmgrc.models import GRC
 from mmgrc.models.backbones import CachedBackbone
 from mmgrc.models.convert import checkpoint_state
 
@@ -32,6 +35,7 @@ __all__ = [
     'check_checkpoint',
     'check_parts',
     'check_resume',
+    'check_teacher',
     'check_weights',
 ]
 
@@ -131,6 +135,34 @@ def _fetch(url: str, without: str) -> Path | None:
     return target
 
 
+def _hook_configs(config: Config) -> dict[str, object]:
+    """The entries of all hooks, each with the option that names it."""
+    hooks = {f'default_hooks.{name}': hook for name, hook in (config.get('default_hooks') or {}).items()}
+    hooks.update({f'custom_hooks.{number}': hook for number, hook in enumerate(config.get('custom_hooks') or [])})
+    return hooks
+
+
+def check_teacher(config: Config, model: nn.Module) -> None:
+    """Warn if the teacher of a semi-supervised training never gets the memory of its student.
+
+    Args:
+        config: The whole config, after :func:`check_parts`.
+        model: Its model.
+    """
+    if not any(isinstance(module, GRC) for module in model.modules()):
+        return
+    for name, hook in _hook_configs(config).items():
+        kind = registered_class(hook, DETECTION_HOOKS) if isinstance(hook, dict) else None
+        if kind is not None and issubclass(kind, MeanTeacherHook) and hook.get('skip_buffer', True):
+            print_log(
+                f'{name}: {kind.__name__} averages parameters alone, so the caches of the teacher stay as they are, '
+                'which is empty in a new model. Its pseudo-labels come without the memory. To average the caches too: '
+                f'--cfg-options {name}.skip_buffer=False',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+
 def check_parts(config: Config) -> None:
     """Check hooks, schedulers and the loop of a config without creating them, since some write files when created.
 
@@ -138,13 +170,11 @@ def check_parts(config: Config) -> None:
         InputError: An entry has no type, an unknown type, or an argument that its class does not take.
     """
     init_default_scope(config.get('default_scope') or 'mmdet')
-    hooks = {f'default_hooks.{name}': hook for name, hook in (config.get('default_hooks') or {}).items()}
-    hooks.update({f'custom_hooks.{number}': hook for number, hook in enumerate(config.get('custom_hooks') or [])})
     schedulers = config.get('param_scheduler') or []
     schedulers = schedulers if isinstance(schedulers, list | tuple) else [schedulers]
     parts = {f'param_scheduler.{number}': scheduler for number, scheduler in enumerate(schedulers)}
     scope = config.get('default_scope')
-    entries = [(hooks, HOOKS), (parts, PARAM_SCHEDULERS)]
+    entries = [(_hook_configs(config), HOOKS), (parts, PARAM_SCHEDULERS)]
     if 'type' in (config.get('train_cfg') or {}):
         entries.append(({'train_cfg': config.train_cfg}, LOOPS))
     for named, root in entries:

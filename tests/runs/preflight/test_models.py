@@ -17,6 +17,7 @@ from mmgrc.runs.preflight import (
     check_resume,
     check_weights,
 )
+from mmgrc.runs.tool import check_training
 
 
 @pytest.fixture
@@ -107,6 +108,28 @@ def test_parts_that_cannot_be_made(config, key, value, words):
     config.merge_from_dict({key: value})
     with pytest.raises(InputError, match=words):
         check_parts(config)
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'warned'),
+    [
+        (None, None, True),
+        ('custom_hooks.0.skip_buffer', False, False),
+        ('custom_hooks.0.skip_buffer', True, True),
+        ('custom_hooks.0.type', 'EMAHook', False),
+        ('model.backbone.grc', {'stages': ()}, False),
+        ('model.backbone.grc', {'memory': False}, False),
+    ],
+)
+def test_teacher_without_a_memory(config, said, option, value, warned):
+    config.custom_hooks = [{'type': 'MeanTeacherHook'}]
+    if option:
+        config.merge_from_dict({option: value})
+    check_training(argparse.Namespace(amp=False, auto_scale_lr=False, resume=None), config)
+    assert [message.split(',')[0] for message in said] == warned * [
+        'custom_hooks.0: MeanTeacherHook averages parameters alone'
+    ]
+    assert not warned or said[0].endswith('--cfg-options custom_hooks.0.skip_buffer=False')
 
 
 # Weights to start from.

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import Dataset
+
+from .exact_resume_hook import random_state, set_random_state
+from .loaders import restart_loader, sampler_of, seeds_workers
 
 __all__ = ['DataError', 'DataErrorHook']
 
@@ -44,10 +47,27 @@ class DataErrorHook(Hook):
     """Raise :class:`DataError` with the image's path if a transform fails in a data set's pipeline.
 
     Without this hook, the traceback of a worker process names the transform at best, and never the image.
+
+    In a training by iterations (``IterBasedTrainLoop``), MMEngine starts the workers before any hook runs. So this hook
+    starts them again, with the same data order and random numbers. It leaves workers with another ``worker_init_fn``
+    than MMEngine's alone, and their errors do not name the image.
     """
 
     # After hooks that replace the pipeline between epochs.
     priority = 'LOW'
+
+    def before_run(self, runner: Runner) -> None:
+        """Name the images of a training by iterations in its workers, which have the data set already."""
+        # Before a validation or a test, the property would create the loop of the training.
+        loop = runner._train_loop
+        if not isinstance(loop, IterBasedTrainLoop):
+            return
+        loader = loop.dataloader
+        started = loader.num_workers > 0 and seeds_workers(loader) and 'train_dataloader' in runner.cfg
+        if _name_images(loader.dataset) and started:
+            state = random_state()
+            restart_loader(runner, loop, getattr(sampler_of(loader), 'seed', None))
+            set_random_state(state)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Name the images of the training."""
@@ -62,10 +82,12 @@ class DataErrorHook(Hook):
         _name_images(runner.test_dataloader.dataset)
 
 
-def _name_images(dataset: Dataset) -> None:
-    for inner in _unwrapped(dataset):
-        if type(inner.pipeline) is Compose:
-            inner.pipeline = _NamingPipeline(inner.pipeline)
+def _name_images(dataset: Dataset) -> bool:
+    """Replace the pipelines of a data set. False if none was left to replace."""
+    plain = [inner for inner in _unwrapped(dataset) if type(inner.pipeline) is Compose]
+    for inner in plain:
+        inner.pipeline = _NamingPipeline(inner.pipeline)
+    return bool(plain)
 
 
 def _unwrapped(dataset: Dataset) -> Iterator[BaseDataset]:

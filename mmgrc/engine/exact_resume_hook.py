@@ -15,9 +15,10 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from .accumulation import pending_batches
+from .loaders import restart_loader, sampler_of, seeds_workers
 
 __all__ = ['ExactResumeHook', 'random_state', 'set_random_state']
 
@@ -158,7 +159,7 @@ class ExactResumeHook(Hook):
             'batches_done': self._batches_done,
             'pending_batches': pending_batches(runner.optim_wrapper),
             'epoch': _describe_epoch(runner),
-            'sampler_seed': getattr(_sampler(runner.train_dataloader), 'seed', None),
+            'sampler_seed': getattr(sampler_of(runner.train_dataloader), 'seed', None),
             'ranks': all_gather_object(random_state()),
         }
 
@@ -186,13 +187,11 @@ class ExactResumeHook(Hook):
         loader, done, state = runner.train_dataloader, saved['batches_done'], saved['ranks'][get_rank()]
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             # MMEngine created the loader and its workers before it read the checkpoint, and with it the seed.
-            loop, config = runner.train_loop, {**runner.cfg.train_dataloader, 'dataset': loader.dataset}
-            loop.dataloader = runner.build_dataloader(
-                config, seed=runner.seed, diff_rank_seed=runner.cfg.get('randomness', {}).get('diff_rank_seed', False)
-            )
-            loop.dataloader_iterator = _Replayed(type(loop.dataloader_iterator)(loop.dataloader), runner.iter, state)
+            loop = runner.train_loop
+            restart_loader(runner, loop, saved['sampler_seed'])
+            loop.dataloader_iterator = _Replayed(loop.dataloader_iterator, runner.iter, state)
             return
-        sampler = _sampler(loader)
+        sampler = sampler_of(loader)
         if saved['sampler_seed'] is not None and hasattr(sampler, 'seed'):
             sampler.seed = saved['sampler_seed']
         changed = _what_changed(saved, _describe_epoch(runner))
@@ -213,11 +212,10 @@ class ExactResumeHook(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         """Start new worker processes for the epoch, with seeds that depend on the epoch."""
         loader = runner.train_dataloader
-        start = loader.worker_init_fn
-        if loader.num_workers == 0 or not isinstance(start, functools.partial) or start.func is not worker_init_fn:
+        if loader.num_workers == 0 or not seeds_workers(loader):
             return
         seed = (runner.seed + runner.epoch * _EPOCH_STRIDE) % 2**31
-        loader.worker_init_fn = functools.partial(worker_init_fn, **{**start.keywords, 'seed': seed})
+        loader.worker_init_fn = functools.partial(worker_init_fn, **{**loader.worker_init_fn.keywords, 'seed': seed})
         # Persistent workers of the previous epoch end with their iterator.
         loader._iterator = None
 
@@ -287,7 +285,3 @@ def _what_changed(saved: dict, epoch: dict[str, int]) -> str:
     # Training by iterations has no epochs to describe.
     differing = [name for name in epoch if then.get(name) != epoch[name]]
     return ', '.join(f'{name}: {then.get(name, "unknown")}, now {epoch[name]}' for name in differing)
-
-
-def _sampler(loader: DataLoader) -> Sampler:
-    return getattr(loader.batch_sampler, 'sampler', loader.sampler)

@@ -11,12 +11,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
 
 from mmgrc.engine import AtomicCheckpointHook
 from mmgrc.engine.atomic_checkpoint_hook import AtomicLocalBackend, CheckpointWriteError, write_atomically
+from mmgrc.engine.data_error_hook import DataError
 from tests.conftest import NARROW, SHAPES_CONFIG
 from tests.helpers.processes import Tool
-from tests.helpers.small_runs import small_run, warnings_of
+from tests.helpers.small_runs import small_run, train_with_workers, warnings_of
 
 
 def train(work_dir, shapes, *options, resume=False, log='train.log', before=None, config=SHAPES_CONFIG):
@@ -174,6 +176,59 @@ def test_image_that_fails_in_the_pipeline_is_named(copy, tmp_path, workers):
     assert message.startswith(f'train: the image {image} cannot be used: ')
     assert message.endswith('. Replace the image, or remove it from the data set.')
     assert 'Traceback' not in run.output
+
+
+BY_ITERATIONS = {'type': 'IterBasedTrainLoop', 'max_iters': 7, 'val_interval': 100}
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('resume', [False, True])
+def test_image_of_a_training_by_iterations_is_named(tmp_path, workers, resume):
+    """Also in a resumed run, whose loader is created again."""
+
+    def run(**options):
+        runner = small_run(
+            tmp_path,
+            hooks=[{'type': 'ExactResumeHook'}, {'type': 'DataErrorHook'}],
+            checkpoint={'by_epoch': False},
+            **{'train_dataloader.num_workers': workers, **options},
+        )
+        train_with_workers(runner)
+
+    if resume:
+        run(loop={**BY_ITERATIONS, 'max_iters': 1})
+    with pytest.raises(DataError, match=r'the image /images/3.jpg cannot be used: ValueError: broken'):
+        run(loop=BY_ITERATIONS, broken=3, resume=resume)
+
+
+class Recorder(Hook):
+    """Records the batches and the random numbers of a run."""
+
+    def __init__(self):
+        self.found = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.found.append((torch.cat(data_batch['inputs']).tolist(), torch.rand(1).item(), np.random.random()))
+
+
+@pytest.mark.parametrize('persistent', [False, True])
+@pytest.mark.parametrize('diff_rank_seed', [False, True])
+def test_naming_images_changes_neither_data_nor_random_numbers(tmp_path, persistent, diff_rank_seed):
+    recorders = []
+    for hooks in [], [{'type': 'DataErrorHook'}]:
+        recorders.append(Recorder())
+        options = {'num_workers': 2, 'persistent_workers': persistent, 'batch_size': 2}
+        runner = small_run(
+            tmp_path,
+            hooks=[*hooks, recorders[-1]],
+            checkpoint={'by_epoch': False},
+            loop=BY_ITERATIONS,
+            randomness={'seed': 3, 'diff_rank_seed': diff_rank_seed},
+            train_dataloader=options,
+        )
+        train_with_workers(runner)
+    assert len(recorders[0].found) == 7
+    assert recorders[0].found == recorders[1].found
 
 
 def test_ctrl_c_is_no_traceback(copy, tmp_path):

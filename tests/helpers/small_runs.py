@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
@@ -9,6 +10,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from mmengine.runner import Runner
+
+import mmgrc.engine  # noqa: F401  (registers the hooks)
 
 # Runners of the same name share their message hub.
 _number = itertools.count()
@@ -28,7 +31,7 @@ class Numbers(BaseDataset):
 
 @TRANSFORMS.register_module()
 class LoadNumber:
-    """Read an image. One of them may be broken."""
+    """Read an image, with noise. One of them may be broken."""
 
     def __init__(self, broken=None):
         self.broken = broken
@@ -36,7 +39,7 @@ class LoadNumber:
     def __call__(self, data):
         if data['number'] == self.broken:
             raise ValueError('broken')
-        return {'inputs': torch.tensor([float(data['number'])])}
+        return {'inputs': torch.tensor([data['number'] + np.random.random()])}
 
 
 @MODELS.register_module()
@@ -110,6 +113,17 @@ def small_run(work_dir, hooks=(), checkpoint=None, validations=None, broken=None
     runner = Runner.from_cfg(config)
     runner.register_custom_hooks(list(hooks))
     return runner
+
+
+def train_with_workers(runner):
+    """Train by iterations, and end the workers. The garbage collector would take 10 seconds for it."""
+    try:
+        runner.train()
+    finally:
+        batches = runner.train_loop.dataloader_iterator
+        iterator = getattr(batches, '_batches', batches)._iterator
+        if hasattr(iterator, '_shutdown_workers'):
+            iterator._shutdown_workers()
 
 
 def warnings_of(work_dir):

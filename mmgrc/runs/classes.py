@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 from collections.abc import Mapping
 
+from mmengine.config import Config
 from mmengine.registry import Registry
 
 __all__ = ['ANYWHERE', 'BUILDER_ARGUMENTS', 'class_arguments', 'find_class', 'registered_class']
@@ -71,3 +72,10 @@ def registered_class(config: Mapping, registry: Registry) -> type | None:
     kind = config.get('type')
     kind = registry.get(kind) if isinstance(kind, str) else kind
     return kind if isinstance(kind, type) else None
+
+
+def hook_configs(config: Config) -> dict[str, object]:
+    """The entries of all hooks, each with the option that names it."""
+    hooks = {f'default_hooks.{name}': hook for name, hook in (config.get('default_hooks') or {}).items()}
+    hooks.update({f'custom_hooks.{number}': hook for number, hook in enumerate(config.get('custom_hooks') or [])})
+    return hooks

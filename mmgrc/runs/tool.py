@@ -31,7 +31,15 @@ from mmgrc.engine.stop_signal_hook import TrainingStopped
 
 from .config import build_model, config_path, load_config
 from .error import InputError
-from .preflight import check_optimizer, check_parts, check_resume, check_teacher, check_weights, check_work_dir
+from .preflight import (
+    check_optimizer,
+    check_parts,
+    check_resume,
+    check_teacher,
+    check_watched_metrics,
+    check_weights,
+    check_work_dir,
+)
 from .processes import end_forks_with_this_process, end_with_parent
 
 __all__ = ['Tool', 'check_training', 'run_tool']
@@ -94,6 +102,7 @@ def check_training(args: Namespace, config: Config) -> None:
     check_weights(config, model, resumes=args.resume is not None)
     check_parts(config)
     check_teacher(config, model)
+    check_watched_metrics(config)
 
 
 def _check_data(tool: Tool, args: Namespace, config: Config) -> None:

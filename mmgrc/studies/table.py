@@ -17,7 +17,7 @@ from mmengine.config import DictAction
 
 from mmgrc.runs.config import load_config
 from mmgrc.runs.error import InputError
-from mmgrc.runs.preflight import coco_metric_names
+from mmgrc.runs.preflight import require_metrics
 
 __all__ = ['DEFAULT_METRICS', 'TOOLS', 'Arm', 'Run', 'Study', 'read_table']
 
@@ -169,7 +169,9 @@ def read_table(path: str | Path, reference: str | None = None) -> Study:
     for arm in study.arms:
         try:
             config = load_config(arm.config, _parsed(arm.options))
-            _check_metrics(study.metrics, config.get('val_evaluator'))
+            if not config.get('val_evaluator'):
+                raise InputError('its config has no val_evaluator, so that its runs would end without metrics')
+            require_metrics(config.val_evaluator, study.metrics, 'metrics')
         except InputError as error:
             raise InputError(f'the table {path}: arm {arm.name}: {error}') from error
     return study
@@ -201,19 +203,6 @@ def _parse(path: Path, content: object, reference: str | None) -> Study:
     if not isinstance(keep, bool):
         raise InputError(f'keep_checkpoints={keep!r}: give true or false')
     return Study(path, arms, _read_seeds(content.get('seeds')), reference, tuple(metrics), keep)
-
-
-def _check_metrics(metrics: Iterable[str], evaluator: object) -> None:
-    if not evaluator:
-        raise InputError('its config has no val_evaluator, so that its runs would end without metrics')
-    names = coco_metric_names(evaluator)
-    for metric in metrics:
-        if names is not None and metric not in names:
-            near = difflib.get_close_matches(metric, names, n=1)
-            meant = f'Did you mean {near[0]}? ' if near else ''
-            raise InputError(
-                f'metrics: its validations have no {metric}. {meant}val_evaluator gives: {", ".join(sorted(names))}'
-            )
 
 
 def _check_keys(entry: Mapping, allowed: Iterable[str], where: str) -> None:

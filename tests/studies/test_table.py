@@ -98,7 +98,7 @@ def test_options_reach_the_training_as_they_are(write_table, tmp_path):
         ),
         (
             {'metrics': ['coco/box_mAP']},
-            r'metrics: its validations have no coco/box_mAP. Did you mean coco/bbox_mAP\? val_evaluator gives: coco/b',
+            r'metrics: validations have no coco/box_mAP. Did you mean coco/bbox_mAP\? val_evaluator gives: coco/b',
         ),
         ({'metrics': ['pascal_voc/mAP']}, 'no pascal_voc/mAP. val_evaluator gives: coco/bbox_mAP, coco/bbox_mAP_50'),
         (

@@ -1,7 +1,7 @@
 """Checks before training and testing. They validate the inputs and report one clear error that says what to do."""
 
 from .datasets import CocoFiles, check_datasets, read_datasets
-from .evaluators import check_evaluator, coco_metric_names
+from .evaluators import check_evaluator, check_watched_metrics, require_metrics
 from .image_folders import check_image_folders, read_image_folders
 from .models import (
     check_checkpoint,
@@ -27,9 +27,10 @@ __all__ = [
     'check_resume',
     'check_schedule',
     'check_teacher',
+    'check_watched_metrics',
     'check_weights',
     'check_work_dir',
-    'coco_metric_names',
     'read_datasets',
     'read_image_folders',
+    'require_metrics',
 ]

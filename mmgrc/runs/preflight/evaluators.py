@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,14 +19,14 @@ from mmengine.registry import EVALUATOR, init_default_scope
 from mmengine.structures import InstanceData
 from torch.utils.data import Dataset
 
-from ..classes import registered_class
+from ..classes import hook_configs, registered_class
 from ..error import InputError, first_few
 from ..quiet import quiet
 from .coco_file import require_crowd, require_masks
 from .datasets import CocoFiles, head_classes, is_local
 from .outputs import check_output_file
 
-__all__ = ['check_evaluator', 'coco_metric_names']
+__all__ = ['check_evaluator', 'check_watched_metrics', 'require_metrics']
 
 # What CocoMetric gives without metric_items.
 _PRECISIONS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
@@ -74,7 +75,7 @@ def check_evaluator(config: Config, phase: str, dataset: Dataset | None, files: 
         _try(evaluator, coco, dataset, name)
 
 
-def coco_metric_names(settings: object) -> set[str] | None:
+def _coco_metric_names(settings: object) -> set[str] | None:
     """The names under which an evaluator will log its values.
 
     Args:
@@ -99,6 +100,42 @@ def coco_metric_names(settings: object) -> set[str] | None:
                 found = [f'{value}_{item}' for item in metric.get('metric_items') or _PRECISIONS]
             names |= {f'{metric.get("prefix") or kind.default_prefix}/{name}' for name in found}
     return names
+
+
+def require_metrics(settings: object, metrics: Iterable[str], option: str) -> None:
+    """Check that validations will log some values.
+
+    Args:
+        settings: ``val_evaluator`` of a config.
+        metrics: Names of the values, such as ``coco/bbox_mAP``.
+        option: What names them, for the message.
+
+    Raises:
+        InputError: There will be no such value.
+    """
+    names = _coco_metric_names(settings)
+    for metric in metrics:
+        if names is not None and metric not in names:
+            near = difflib.get_close_matches(metric, names, n=1)
+            meant = f'Did you mean {near[0]}? ' if near else ''
+            raise InputError(
+                f'{option}: validations have no {metric}. {meant}val_evaluator gives: {", ".join(sorted(names))}'
+            )
+
+
+def check_watched_metrics(config: Config) -> None:
+    """Check the values of validations that hooks wait for: ``save_best`` and the ``monitor`` of early stopping.
+
+    Raises:
+        InputError: Validations will not have one.
+    """
+    if not config.get('val_evaluator'):
+        return
+    for name, hook in hook_configs(config).items():
+        for key in ('save_best', 'monitor'):
+            asked = hook.get(key) if isinstance(hook, Mapping) else None
+            asked = [asked] if isinstance(asked, str) else asked or []
+            require_metrics(config.val_evaluator, [one for one in asked if one != 'auto'], f'{name}.{key}')
 
 
 def _has_metrics(settings: object) -> bool:

@@ -25,7 +25,7 @@ from mmgrc.models.backbones import CachedBackbone
 from mmgrc.models.convert import checkpoint_state
 
 from ..checkpoint import last_good_checkpoint, read_checkpoint
-from ..classes import BUILDER_ARGUMENTS, class_arguments, registered_class
+from ..classes import BUILDER_ARGUMENTS, class_arguments, hook_configs, registered_class
 from ..config import build_model
 from ..error import InputError, first_few
 from ..quiet import quiet
@@ -135,13 +135,6 @@ def _fetch(url: str, without: str) -> Path | None:
     return target
 
 
-def _hook_configs(config: Config) -> dict[str, object]:
-    """The entries of all hooks, each with the option that names it."""
-    hooks = {f'default_hooks.{name}': hook for name, hook in (config.get('default_hooks') or {}).items()}
-    hooks.update({f'custom_hooks.{number}': hook for number, hook in enumerate(config.get('custom_hooks') or [])})
-    return hooks
-
-
 def check_teacher(config: Config, model: nn.Module) -> None:
     """Warn if the teacher of a semi-supervised training never gets the memory of its student.
 
@@ -151,7 +144,7 @@ def check_teacher(config: Config, model: nn.Module) -> None:
     """
     if not any(isinstance(module, GRC) for module in model.modules()):
         return
-    for name, hook in _hook_configs(config).items():
+    for name, hook in hook_configs(config).items():
         kind = registered_class(hook, DETECTION_HOOKS) if isinstance(hook, dict) else None
         if kind is not None and issubclass(kind, MeanTeacherHook) and hook.get('skip_buffer', True):
             print_log(
@@ -174,7 +167,7 @@ def check_parts(config: Config) -> None:
     schedulers = schedulers if isinstance(schedulers, list | tuple) else [schedulers]
     parts = {f'param_scheduler.{number}': scheduler for number, scheduler in enumerate(schedulers)}
     scope = config.get('default_scope')
-    entries = [(_hook_configs(config), HOOKS), (parts, PARAM_SCHEDULERS)]
+    entries = [(hook_configs(config), HOOKS), (parts, PARAM_SCHEDULERS)]
     if 'type' in (config.get('train_cfg') or {}):
         entries.append(({'train_cfg': config.train_cfg}, LOOPS))
     for named, root in entries:

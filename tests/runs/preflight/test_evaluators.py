@@ -1,11 +1,12 @@
 """An evaluator that would end a run after its first epoch is reported before the run."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
 from mmgrc.runs.error import InputError
-from mmgrc.runs.preflight import CocoFiles, check_evaluator, read_datasets
+from mmgrc.runs.preflight import CocoFiles, check_evaluator, check_watched_metrics, read_datasets
 
 
 def check(config, phase='val'):
@@ -212,3 +213,37 @@ def test_image_that_the_pipeline_cannot_use(config):
     config.val_dataloader.dataset.pipeline[1] = {'type': 'Resize', 'scale_factor': 0.001}
     with pytest.raises(InputError, match=r'the image .*\.png cannot be used: '):
         check(config)
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (
+            {'default_hooks.checkpoint.save_best': 'coco/box_mAP'},
+            r'default_hooks.checkpoint.save_best: validations have no coco/box_mAP. Did you mean coco/bbox_mAP\?',
+        ),
+        (
+            {'default_hooks.checkpoint.save_best': ['coco/segm_mAP', 'segm_mAP']},
+            r'validations have no segm_mAP. Did you mean coco/segm_mAP\? val_evaluator gives: coco/bbox_mAP',
+        ),
+        (
+            {'custom_hooks': [{'type': 'EarlyStoppingHook', 'monitor': 'coco/bbox_mAP', 'rule': 'greater'}]},
+            None,
+        ),
+        (
+            {'custom_hooks': [{'type': 'EarlyStoppingHook', 'monitor': 'mAP', 'rule': 'greater'}]},
+            r'custom_hooks.0.monitor: validations have no mAP.',
+        ),
+        ({'default_hooks.checkpoint.save_best': 'auto'}, None),
+        ({'default_hooks.checkpoint.save_best': ['coco/bbox_mAP_50', 'coco/segm_mAP_s']}, None),
+        # The names of other metrics are not known before a validation.
+        (
+            {'default_hooks.checkpoint.save_best': 'mine', 'val_evaluator': {'type': 'VOCMetric', '_delete_': True}},
+            None,
+        ),
+    ],
+)
+def test_values_that_hooks_wait_for(config, options, words):
+    config.merge_from_dict(options)
+    with nullcontext() if words is None else pytest.raises(InputError, match=words):
+        check_watched_metrics(config)

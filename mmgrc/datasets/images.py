@@ -71,8 +71,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
         path: A local file.
 
     Raises:
-        ValueError: The file is missing, or cannot be read or decoded. The message names it.
+        ValueError: The file is missing or truncated, or cannot be read or decoded. The message names it.
     """
+    if is_truncated_jpeg(path):
+        raise ValueError(f'{path} is truncated: the end of the image is missing')
     header = _read_header(path)
     if header is None or header[2]:
         return read_image(path).shape[:2]

@@ -140,6 +140,17 @@ def test_missing_and_broken_images(tmp_path):
         read_source('labelme', tmp_path)
 
 
+def test_a_truncated_image(tmp_path):
+    """Its header has the size, so only its end tells."""
+    put(tmp_path, image='1.jpg')
+    path = tmp_path / 'images' / '1.jpg'
+    write_image(path, Scene('1.jpg', 40, 30, []))
+    read_source('labelme', tmp_path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r'^images that cannot be read \(1\): .*1\.jpg is truncated: .* Replace them'):
+        read_source('labelme', tmp_path)
+
+
 def test_other_json_files(tmp_path):
     put(tmp_path)
     (tmp_path / 'notes.json').write_text('{}')

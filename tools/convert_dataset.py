@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def main() -> str | None:
     print_summary(converted, Console())
     config = converted.config
     shown = config.relative_to(Path.cwd()) if config.is_relative_to(Path.cwd()) else config
-    print(f'Train with: python tools/train.py {shown}')
+    print(f'Train with: python tools/train.py {shlex.quote(str(shown))}')
     return None
 
 

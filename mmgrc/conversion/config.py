@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmengine.config import Config
 
@@ -10,11 +12,41 @@ from mmgrc.runs.config import load_config
 from mmgrc.runs.error import InputError
 from mmgrc.runs.preflight.datasets import head_classes
 
-__all__ = ['BOXES', 'LOADERS', 'MASKS', 'class_heads', 'config_text', 'load_without_processes']
+__all__ = ['BOXES', 'LOADERS', 'MASKS', 'class_heads', 'config_text', 'load_without_processes', 'require_plain']
 
 MASKS, BOXES = 'mmgrc::mask_rcnn_grc_pvt.py', 'mmgrc::retinanet_grc_pvt.py'
 """The configs to start from, with masks and without."""
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+_REPLACED = re.compile(r"""\{\{['"]?\s*(file(Dirname|Basename|BasenameNoExtension|Extname)\b|\$\w|_base_\.)""")
+"""The start of what MMEngine replaces in the text of a config, also inside of strings."""
+
+
+def require_plain(classes: Sequence[str], *paths: str) -> None:
+    """Require that a config can have some names, and that the copy that a run writes of it has them, too.
+
+    Args:
+        classes: Names of classes.
+        *paths: Paths that the config will contain.
+
+    Raises:
+        InputError: MMEngine would replace a part of one, or a file cannot contain it.
+    """
+    for kind, texts, remedy in (
+        ('class', classes, 'Rename it, or leave it out with --classes'),
+        ('path', paths, 'Give another one'),
+    ):
+        for text in texts:
+            if found := _REPLACED.search(text):
+                raise InputError(
+                    f'the {kind} {text!r} has {text[found.start() :]!r}, and configs replace {{{{ ... }}}} by other '
+                    f'text. {remedy}'
+                )
+            try:
+                text.encode('utf-8')
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f'the {kind} {text!r} has {text[error.start]!r}, which is no character of Unicode. {remedy}'
+                ) from error
 
 
 def class_heads(base: str, objects: int, masks: int) -> list[str]:
@@ -45,10 +77,11 @@ def class_heads(base: str, objects: int, masks: int) -> list[str]:
     return heads
 
 
-def config_text(base: str, classes: Sequence[str], heads: Sequence[str], test: bool) -> str:
-    """Return the content of a config for the folder that it is in.
+def config_text(folder: Path, base: str, classes: Sequence[str], heads: Sequence[str], test: bool) -> str:
+    """Return the content of a config.
 
     Args:
+        folder: The folder that it will be in.
         base: The config to start from: a name, or an absolute path.
         classes: Names of the classes.
         heads: What :func:`class_heads` gave.
@@ -65,7 +98,7 @@ def config_text(base: str, classes: Sequence[str], heads: Sequence[str], test: b
 _base_ = {base!r}
 
 # The folder of this file.
-data_root = '{{{{ fileDirname }}}}'
+data_root = {_data_root(folder)}
 metainfo = dict(classes={tuple(classes)!r})
 
 train_dataloader = {_loader('train')}
@@ -77,6 +110,13 @@ test_evaluator = {_evaluator('test') if test else 'val_evaluator'}
 # The number of classes.
 model = {_as_call(model)}
 """
+
+
+def _data_root(folder: Path) -> str:
+    """The string for the folder of the config. If possible MMEngine fills it in, so that the data set can move."""
+    # MMEngine does not escape the path: it may have one kind of quotes, and no backslashes.
+    path = str(folder)
+    return repr(path) if '"' in path or '\\' in path or not path.isprintable() else '"{{ fileDirname }}"'
 
 
 def _loader(split: str) -> str:

@@ -24,7 +24,7 @@ from mmgrc.runs.preflight.coco_file import (
 )
 from mmgrc.runs.quiet import quiet
 
-from .config import BOXES, LOADERS, MASKS, class_heads, config_text, load_without_processes
+from .config import BOXES, LOADERS, MASKS, class_heads, config_text, load_without_processes, require_plain
 from .folder import Folder
 from .formats import READERS, detect_format
 from .shapes import LabelledImage, Source, coco_annotation, group_shapes
@@ -92,7 +92,7 @@ def convert(
         base: Config to start from. None: Mask R-CNN if all objects have masks, otherwise RetinaNet.
 
     Raises:
-        InputError: The source cannot be used, or OUT is not empty.
+        InputError: The source cannot be used, OUT is not empty, or a config cannot contain its path or a class.
         OSError: OUT cannot be written.
     """
     if not 0 < val_share < 1:
@@ -116,6 +116,7 @@ def convert(
     if '::' not in base:
         # A base is relative to the config that names it.
         base = os.path.abspath(Path(base).expanduser())
+    require_plain(names, str(out), base)
     heads = class_heads(base, objects, masks)
     if 0 < masks < objects:
         folder.notes.append(
@@ -130,7 +131,7 @@ def convert(
             annotations.parent.mkdir(exist_ok=True)
             annotations.write_text(json.dumps(content), encoding='utf-8')
             _check(annotations, names, masks == objects)
-        config.write_text(config_text(base, names, heads, 'test' in contents), encoding='utf-8')
+        config.write_text(config_text(out, base, names, heads, 'test' in contents), encoding='utf-8')
         with quiet():
             read_datasets(load_without_processes(str(config)), LOADERS, CocoFiles())
     return Converted(format, counts, folder.skipped, folder.notes, config)

@@ -109,7 +109,7 @@ def test_counts(polygons, tmp_path):
     assert list(converted.splits['train'].objects) == list(CLASSES)
 
 
-@pytest.mark.parametrize('name', ['out', 'my data.v2', 'żaba'])
+@pytest.mark.parametrize('name', ['out', 'my data.v2', 'żaba', "bob's data", 'a "b\' {{ x }}', 'back\\slash\n'])
 @pytest.mark.parametrize('kind', ['box', 'polygon'])
 def test_the_config_fits_the_data(kind, name, tmp_path, monkeypatch):
     write_yolo(tmp_path / 'source', make_scenes(kind))
@@ -119,6 +119,9 @@ def test_the_config_fits_the_data(kind, name, tmp_path, monkeypatch):
     monkeypatch.chdir('/')
     config = load_config(str(converted.config))
     assert config.train_dataloader.dataset.data_root == str(tmp_path / name)
+    # The copy that a run writes.
+    config.dump(tmp_path / 'copy.py')
+    assert load_config(str(tmp_path / 'copy.py')).to_dict() == config.to_dict()
     assert config.model.type == ('MaskRCNN' if kind == 'polygon' else 'RetinaNet')
     config.model.backbone.init_cfg = None
     model = build_model(config)
@@ -142,6 +145,35 @@ def test_another_config(polygons, tmp_path, monkeypatch):
     with pytest.raises(InputError, match='it lacks one of train_dataloader'):
         convert(polygons, tmp_path / 'part', base='mmgrc::_base_/schedule_shapes.py')
     assert not any((tmp_path / name).exists() for name in ('cascade', 'nothing', 'part'))
+
+
+def rename_class(source, name):
+    content = json.loads((source / 'data.yaml').read_text())
+    (source / 'data.yaml').write_text(json.dumps({**content, 'names': {**content['names'], '0': name}}))
+
+
+def test_odd_names_of_classes(polygons, tmp_path):
+    name = """bob's "{{ x }}" {filename}\\ 日"""
+    rename_class(polygons, name)
+    config = load_config(str(convert(polygons, tmp_path / 'out').config))
+    config.dump(tmp_path / 'copy.py')
+    for path in (tmp_path / 'out' / 'out.py', tmp_path / 'copy.py'):
+        assert load_config(str(path)).train_dataloader.dataset.metainfo.classes == (name, *CLASSES[1:])
+
+
+@pytest.mark.parametrize(
+    'odd', ['{{ fileDirname }}', '{{fileBasename}}', '{{ $HOME:x }}', '{{"$A:}}', '{{ _base_.model }}', 'half \ud800']
+)
+def test_what_a_config_would_replace(odd, polygons, tmp_path):
+    """It is refused before anything is written."""
+    words = 'has .*, and configs replace' if '{' in odd else 'is no character of Unicode'
+    with pytest.raises(InputError, match=rf'^the path .*{words}.* Give another one'):
+        convert(polygons, tmp_path / odd)
+    rename_class(polygons, f'a {odd}')
+    with pytest.raises(InputError, match=rf'^the class .*{words}.* Rename it, or leave it out with --classes'):
+        convert(polygons, tmp_path / 'out')
+    assert [path.name for path in tmp_path.iterdir()] == ['source']
+    convert(polygons, tmp_path / 'out', classes=[CLASSES[1]])
 
 
 def test_objects_without_a_mask(tmp_path):

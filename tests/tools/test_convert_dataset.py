@@ -1,6 +1,7 @@
 """`tools/convert_dataset.py` as a user runs it."""
 
 import json
+import shlex
 
 import pytest
 
@@ -44,7 +45,9 @@ def test_says_what_is_left_out(run_tool, tmp_path):
     outside = {'label': 'cat', 'shape_type': 'rectangle', 'points': [[900, 900], [950, 950]]}
     line = {'label': 'cat', 'shape_type': 'line', 'points': [[9, 9], [5, 5]]}
     path.write_text(json.dumps({**content, 'shapes': [*content['shapes'], outside, line, line]}))
-    result = run_tool('convert_dataset', tmp_path / 'source', tmp_path / 'out', check=True)
+    result = run_tool('convert_dataset', tmp_path / 'source', tmp_path / "bob's data", check=True)
+    train = shlex.split(result.stdout.splitlines()[-1])
+    assert train[-2:] == ['tools/train.py', f"{tmp_path}/bob's data/bob's data.py"]
     text = ' '.join(result.stdout.split())
     assert 'Left out' in text
     assert '│ shapes of type line │ 2 │ 0 image.json │' in text

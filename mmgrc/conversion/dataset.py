@@ -104,7 +104,7 @@ def convert(
     found = READERS[format](folder)
     folder.require_no_faults()
     names = _classes(found, classes, folder)
-    splits = _split(found.images, val_share, seed, folder)
+    splits = _split(found.images, val_share, seed, format, folder)
     contents = {
         split: _content(members, names, split, format, missing_masks, folder) for split, members in splits.items()
     }
@@ -154,7 +154,9 @@ def _classes(found: Source, wanted: Sequence[str] | None, folder: Folder) -> lis
     return list(wanted)
 
 
-def _split(images: Sequence[LabelledImage], share: float, seed: int, folder: Folder) -> dict[str, list[LabelledImage]]:
+def _split(
+    images: Sequence[LabelledImage], share: float, seed: int, format: str, folder: Folder
+) -> dict[str, list[LabelledImage]]:
     """The images of each split, sorted. Without a validation split, some of the others are chosen for it."""
     images = _without_repetitions(sorted(images, key=lambda image: image.path), folder)
     splits = {name: [image for image in images if image.split == name] for name in ('train', 'val', 'test')}
@@ -163,9 +165,9 @@ def _split(images: Sequence[LabelledImage], share: float, seed: int, folder: Fol
     splits['train'] += unsplit
     splits['train'].sort(key=lambda image: image.path)
     if not splits['train']:
+        found = first_few([f'{len(members)} for {split}' for split, members in splits.items() if members])
         raise InputError(
-            f'{folder.root} has no images for training, but '
-            f'{first_few([f"{len(v)} for {k}" for k, v in splits.items() if v]) or "none at all"}'
+            f'{folder.root} has no images for training, but {found or "none at all"}. {_left_out(format, folder)}'
         )
     if not splits['val']:
         if len(splits['train']) < 2:
@@ -252,11 +254,15 @@ def _require_objects(contents: dict[str, tuple[dict, list[Path]]], format: str, 
     for split in ('train', 'val'):
         content = contents[split][0]
         if not content['images'] or (split == 'train' and not content['annotations']):
-            reasons = [f'{len(where)} {reason}' for reason, where in folder.skipped.items()]
             raise InputError(
                 f'nothing is left for {split}: {len(content["images"])} images, {len(content["annotations"])} objects. '
-                f'The folder was read as {format}. Left out: {first_few(reasons) or "nothing"}'
+                f'{_left_out(format, folder)}'
             )
+
+
+def _left_out(format: str, folder: Folder) -> str:
+    reasons = [f'{len(where)} {reason} (such as {where[0]})' for reason, where in folder.skipped.items()]
+    return f'The folder was read as {format}. Left out: {first_few(reasons) or "nothing"}'
 
 
 def _count(content: dict, names: Sequence[str]) -> SplitCounts:

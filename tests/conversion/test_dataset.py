@@ -13,7 +13,7 @@ from PIL import Image
 from mmgrc.conversion import convert
 from mmgrc.runs.config import build_model, load_config
 from mmgrc.runs.error import InputError
-from tests.helpers.foreign_formats import CLASSES, make_scenes, read_result, write_labelme, write_yolo
+from tests.helpers.foreign_formats import CLASSES, make_scenes, read_result, write_labelme, write_voc, write_yolo
 
 
 @pytest.fixture
@@ -273,6 +273,21 @@ def test_bad_input(polygons, tmp_path):
     with pytest.raises(InputError, match=r'has a single image\. Training and validation need one each'):
         convert(polygons, out)
     assert not out.exists()
+
+
+def test_lists_of_other_images(tmp_path):
+    """The error says what was left out."""
+    pytest.importorskip('defusedxml', reason='to read XML, defusedxml is needed')
+    write_voc(tmp_path / 'source', make_scenes('box'))
+    (tmp_path / 'source' / 'ImageSets' / 'Main').mkdir(parents=True)
+    (tmp_path / 'source' / 'ImageSets' / 'Main' / 'train.txt').write_text('other\n')
+    with pytest.raises(
+        InputError,
+        match=r'but none at all\. The folder was read as voc\. Left out: 1 names in ImageSets/Main without an '
+        r'annotation file \(such as other \(train\.txt\)\), 5 images in no list of ImageSets/Main '
+        r'\(such as JPEGImages/0 image\.png\)',
+    ):
+        convert(tmp_path / 'source', tmp_path / 'out')
 
 
 def test_validation_alone(polygons, tmp_path):

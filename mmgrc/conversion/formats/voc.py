@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,10 +50,10 @@ def read(folder: Folder) -> Source:
     coordinate below 1 or with a fraction tells so, for the whole data set.
     """
     files = []
-    for path in folder.with_suffix('.xml'):
-        if is_annotation(path):
-            with folder.each():
-                files.append(_read_file(folder, path))
+    paths = [path for path in folder.with_suffix('.xml') if is_annotation(path)]
+    for path in paths:
+        with folder.each():
+            files.append(_read_file(folder, path))
     boxes = [value for file in files for one in file.objects for value in one.box]
     starts = [value for file in files for one in file.objects for value in one.box[:2]]
     from_one = all(value >= 1 for value in starts) and all(value == round(value) for value in boxes)
@@ -61,7 +61,7 @@ def read(folder: Folder) -> Source:
         folder.notes.append(
             'coordinates count from 1, as in the devkit of VOC' if from_one else 'coordinates count from 0'
         )
-    splits = _splits(folder)
+    splits = _splits(folder, {path.stem for path in paths})
     images = []
     for file in files:
         stem, split = file.path.stem, split_of(file.path.relative_to(folder.root))
@@ -162,8 +162,8 @@ def _overlap(box: Sequence[float], mask: np.ndarray) -> float:
     return float(width * height / (areas - width * height))
 
 
-def _splits(folder: Folder) -> dict[str, str | None]:
-    """The split of each image that a list in ImageSets/Main names. Empty if there are none."""
+def _splits(folder: Folder, stems: Set[str]) -> dict[str, str | None]:
+    """The split of each annotation file that a list in ImageSets/Main names. Empty if there are none."""
     lists = {
         path.stem: path
         for path in folder.with_suffix('.txt')
@@ -176,9 +176,19 @@ def _splits(folder: Folder) -> dict[str, str | None]:
             continue
         with folder.each():
             for line in read_text(folder, lists[name]).splitlines():
-                if line.strip():
-                    splits[line.split()[0]] = None if name == 'trainval' else name
+                if not line.strip():
+                    continue
+                stem = _listed(line.strip(), stems)
+                splits[stem] = None if name == 'trainval' else name
+                if stem not in stems:
+                    folder.skip('names in ImageSets/Main without an annotation file', f'{stem} ({name}.txt)')
     return splits
+
+
+def _listed(line: str, stems: Set[str]) -> str:
+    """The name in a line of a list. It may contain spaces. 1, 0 or -1 may follow: whether the image has a class."""
+    name, *flag = line.rsplit(maxsplit=1)
+    return name if flag in (['1'], ['0'], ['-1']) and line not in stems else line
 
 
 def _classes(folder: Folder, images: Sequence[LabelledImage]) -> list[str]:

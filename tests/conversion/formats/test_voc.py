@@ -68,6 +68,22 @@ def test_lists_of_splits(tmp_path):
     assert {image.path.stem: image.split for image in found.images} == {'a': 'train', 'b': 'val', 'd': 'test'}
 
 
+def test_names_with_spaces_in_lists(tmp_path):
+    """1, 0 or -1 after a name says whether the image has a class. It may also be a part of the name."""
+    for name in ('IMG 2024', 'IMG 2024 1', 'b  c', 'd', 'e 1'):
+        put(tmp_path, ('dog', (1, 1, 9, 9), ''), name=name)
+    lists = tmp_path / 'ImageSets' / 'Main'
+    lists.mkdir(parents=True)
+    (lists / 'train.txt').write_text('IMG 2024 1\nb  c  -1\nd\t0\n')
+    (lists / 'val.txt').write_text('IMG 2024 -1\ne 1\nno file\nno file either  1\n')
+    found, folder = read_source('voc', tmp_path)
+    splits = {image.path.stem: image.split for image in found.images}
+    assert splits == {'IMG 2024': 'val', 'IMG 2024 1': 'train', 'b  c': 'train', 'd': 'train', 'e 1': 'val'}
+    assert folder.skipped == {
+        'names in ImageSets/Main without an annotation file': ['no file (val.txt)', 'no file either (val.txt)']
+    }
+
+
 def test_folders_of_splits(tmp_path):
     """As Roboflow writes it: each XML file beside its image."""
     for split, name in (('train', 'a'), ('valid', 'b')):

@@ -26,7 +26,7 @@ from mmgrc.runs.quiet import quiet
 
 from .config import BOXES, LOADERS, MASKS, class_heads, config_text, load_without_processes, require_plain
 from .folder import Folder
-from .formats import READERS, detect_format
+from .formats import detect_format, read
 from .shapes import LabelledImage, Source, coco_annotation, group_shapes
 
 __all__ = ['MISSING_MASKS', 'Converted', 'SplitCounts', 'convert']
@@ -101,8 +101,7 @@ def convert(
     out = Path(os.path.abspath(Path(out).expanduser()))
     _require_empty(out, folder)
     format = format or detect_format(folder)
-    found = READERS[format](folder)
-    folder.require_no_faults()
+    found = read(format, folder)
     names = _classes(found, classes, folder)
     splits = _split(found.images, val_share, seed, format, folder)
     contents = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -163,7 +164,8 @@ class Folder:
         if str(wanted) not in ('', '.'):
             for base in (near.parent, self.images):
                 path = Path(os.path.normpath(base / wanted))
-                if path.is_file() and self._is_inside(path):
+                # Path.is_file raises for names that are too long.
+                if os.path.isfile(path) and self._is_inside(path):
                     return path
             leaves = not wanted.is_absolute() and not any(
                 self._is_inside(Path(os.path.normpath(base / wanted))) for base in (near.parent, self.images)
@@ -176,7 +178,7 @@ class Folder:
             )
             if found:
                 return self._closest(found, name, near)
-        kind = 'outside' if wanted.is_absolute() and Path(wanted).is_file() else 'missing'
+        kind = 'outside' if wanted.is_absolute() and os.path.isfile(wanted) else 'missing'
         raise _FaultError(kind, f'{reference or others[0]} (in {self.name(near)})')
 
     def require_inside(self, path: Path, reference: str, near: Path) -> Path:
@@ -204,12 +206,14 @@ class Folder:
         """Return the exception for an image that is not there."""
         return _FaultError('missing', what)
 
-    def size(self, path: Path, stated: tuple[float, float] | None = None) -> tuple[int, int]:
+    def size(self, path: Path, stated: Sequence[object] = (), near: Path | None = None) -> tuple[int, int]:
         """Return width and height of an image, in pixels, as MMDetection loads it.
 
         Args:
             path: The image.
-            stated: Width and height according to the annotations, or zeros. If they are others, the image is left out.
+            stated: Width and height according to the annotations, as numbers or text. If they are others, the image is
+                left out. They are unknown if one of them is zero or empty.
+            near: The annotation file.
         """
         if path not in self._sizes:
             try:
@@ -218,11 +222,17 @@ class Folder:
                 raise _FaultError('unreadable', str(error)) from error
             self._sizes[path] = width, height
         size = self._sizes[path]
-        if stated is not None and all(stated) and tuple(stated) != size:
-            hint = ', so its EXIF entry rotates it' if tuple(stated[::-1]) == size else ''
+        try:
+            sides = tuple(float(side or 0) for side in stated)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            sides = (math.nan,)
+        if not all(0 <= side < math.inf for side in sides):
+            raise self.broken(near or path, f'the size of {self.name(path)} is {stated}, not two numbers')
+        if sides and all(sides) and sides != size:
+            hint = ', so its EXIF entry rotates it' if sides[::-1] == size else ''
             self.skip(
                 'images of another size than their annotations say',
-                f'{self.name(path)} ({size[0]}x{size[1]}, not {stated[0]:g}x{stated[1]:g}{hint})',
+                f'{self.name(path)} ({size[0]}x{size[1]}, not {sides[0]:g}x{sides[1]:g}{hint})',
             )
             raise _SkipError
         return size
@@ -267,14 +277,18 @@ def read_text(folder: Folder, path: Path) -> str:
     except OSError as error:
         raise folder.broken(path, f'it cannot be read: {error.strerror}') from error
     except UnicodeDecodeError as error:
-        raise folder.broken(path, 'it is not a text file (UTF-8)') from error
+        raise folder.broken(
+            path,
+            f'it is not a text file in UTF-8 (byte {error.start} is {error.object[error.start]:#x}). Save it as one',
+        ) from error
 
 
 def read_json(folder: Folder, path: Path) -> Any:
     """Read a JSON file."""
     try:
         return json.loads(read_text(folder, path))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # Not only JSONDecodeError: Python refuses numbers of thousands of digits.
         raise folder.broken(path, f'it is not JSON: {error}') from error
 
 

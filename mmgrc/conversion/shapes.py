@@ -10,7 +10,17 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-__all__ = ['LabelledImage', 'Shape', 'Source', 'coco_annotation', 'ellipse', 'encode', 'group_shapes', 'rectangle']
+__all__ = [
+    'LabelledImage',
+    'Shape',
+    'Source',
+    'coco_annotation',
+    'coordinates',
+    'ellipse',
+    'encode',
+    'group_shapes',
+    'rectangle',
+]
 
 _ROUNDING = 1.0
 """Coordinates that leave the image by no more than this, in pixels, are moved to its border."""
@@ -18,6 +28,10 @@ _DIGITS = 2
 """Decimals of coordinates in pixels, as in COCO's own files."""
 _ARC = 0.1
 """How far an ellipse and the polygon for it may be apart, in pixels."""
+_MOST_POINTS = 1000
+"""An ellipse that would need more is larger than images are."""
+_FAR = 10
+"""Coordinates that are farther from 0 than this, in sizes of the image, are no slips of a hand but errors."""
 
 
 class Shape(NamedTuple):
@@ -57,6 +71,31 @@ class Source(NamedTuple):
     images: list[LabelledImage]
 
 
+def coordinates(values: object, size: Sequence[float]) -> np.ndarray:
+    """Return coordinates of a file as an array of the same shape, after a check.
+
+    Args:
+        values: Numbers, or texts of numbers, in nested lists.
+        size: Width and height of the image, in the unit of the coordinates.
+
+    Raises:
+        ValueError: They are no numbers, not finite, or far outside of the image. To draw these could need any amount of
+            memory.
+    """
+    try:
+        array = np.array(values, float)
+    except (TypeError, ValueError, OverflowError):
+        array = np.array(math.nan)
+    # Not the other way around: each comparison with NaN is false.
+    wrong = array[~(np.abs(array) <= _FAR * max(size))]
+    if len(wrong):
+        raise ValueError(
+            f'its coordinates are {str(values)[:60]} (with {wrong[0]:g}). They must be numbers, at most {_FAR} times '
+            'the size of the image'
+        )
+    return array
+
+
 def rectangle(
     left: float, top: float, right: float, bottom: float, degrees: float = 0, pivot: Sequence[float] | None = None
 ) -> np.ndarray:
@@ -75,7 +114,7 @@ def rectangle(
 
 
 def ellipse(x: float, y: float, x_radius: float, y_radius: float, degrees: float = 0) -> np.ndarray:
-    """Return a polygon for an ellipse, (N, 2), at most a tenth of a pixel inside of it.
+    """Return a polygon for an ellipse, (N, 2), at most a tenth of a pixel inside of it up to a radius of 20000.
 
     Args:
         x: Horizontal position of the centre, in pixels.
@@ -84,8 +123,10 @@ def ellipse(x: float, y: float, x_radius: float, y_radius: float, degrees: float
         y_radius: Vertical radius before the rotation, in pixels.
         degrees: Rotation around the centre, clockwise as seen in the image.
     """
-    longest = max(abs(x_radius), abs(y_radius))
-    number = max(12, math.ceil(math.pi / math.acos(1 - _ARC / longest))) if longest > _ARC else 12
+    longest = max(abs(x_radius), abs(y_radius), _ARC)
+    # Of the angle between two points: cos(angle / 2) = 1 - arc / radius, which is rounded to 1 for large radii.
+    angle = 2 * math.acos(1 - _ARC / longest)
+    number = min(max(12, math.ceil(2 * math.pi / max(angle, 1e-9))), _MOST_POINTS)
     angles = np.arange(number) * (2 * math.pi / number)
     points = np.stack([x + x_radius * np.cos(angles), y + y_radius * np.sin(angles)], axis=1)
     return _rotate(points, degrees, (x, y))

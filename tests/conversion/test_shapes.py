@@ -1,5 +1,7 @@
 """Geometry against OpenCV and pycocotools."""
 
+import math
+
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from mmgrc.conversion.shapes import Shape, coco_annotation, ellipse, encode, group_shapes, rectangle
+from mmgrc.conversion.shapes import Shape, coco_annotation, coordinates, ellipse, encode, group_shapes, rectangle
 from mmgrc.runs.preflight.coco_file import why_left_out
 
 WIDTH, HEIGHT = 60, 44
@@ -18,6 +20,26 @@ def decoded(annotation):
     if isinstance(segmentation, list):
         segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, HEIGHT, WIDTH))
     return coco_mask.decode(segmentation).astype(bool)
+
+
+@pytest.mark.parametrize('radius', [1e4, 1e9, 1e15, 1e300])
+def test_an_ellipse_larger_than_any_image_has_few_points(radius):
+    points = ellipse(0, 0, radius, 1)
+    assert len(points) <= 1000
+    np.testing.assert_allclose(points.max(axis=0), [radius, 1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'values', [[math.nan, 1], [-math.inf], [601, 0], [0, -601], [10**400], [[1, 2], [3]], None, 'far', [{}], {'x': 1}]
+)
+def test_coordinates_far_outside(values):
+    with pytest.raises(ValueError, match=r'its coordinates are .* must be numbers, at most 10 times the size'):
+        coordinates(values, (WIDTH, HEIGHT))
+
+
+def test_coordinates_are_numbers_or_text():
+    assert coordinates([['1', ' 2.5\n'], [-600, 600]], (WIDTH, HEIGHT)).tolist() == [[1, 2.5], [-600, 600]]
+    assert coordinates([], (WIDTH, HEIGHT)).size == 0
 
 
 @given(degrees=st.floats(-360, 360), size=st.tuples(st.floats(1, 50), st.floats(1, 50)))

@@ -42,7 +42,7 @@ def test_says_what_is_left_out(run_tool, tmp_path):
     write_labelme(tmp_path / 'source', make_scenes('box'))
     path = tmp_path / 'source' / '0 image.json'
     content = json.loads(path.read_text())
-    outside = {'label': 'cat', 'shape_type': 'rectangle', 'points': [[900, 900], [950, 950]]}
+    outside = {'label': 'cat', 'shape_type': 'rectangle', 'points': [[200, 200], [210, 210]]}
     line = {'label': 'cat', 'shape_type': 'line', 'points': [[9, 9], [5, 5]]}
     path.write_text(json.dumps({**content, 'shapes': [*content['shapes'], outside, line, line]}))
     result = run_tool('convert_dataset', tmp_path / 'source', tmp_path / "bob's data", check=True)

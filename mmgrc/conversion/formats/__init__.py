@@ -11,7 +11,7 @@ from ..folder import Folder, first_bytes
 from ..shapes import Source
 from . import cvat, label_studio, labelme, voc, yolo
 
-__all__ = ['READERS', 'detect_format']
+__all__ = ['READERS', 'detect_format', 'read']
 
 READERS: dict[str, Callable[[Folder], Source]] = {
     'yolo': yolo.read,
@@ -51,6 +51,18 @@ def detect_format(folder: Folder) -> str:
         f'{folder.file or folder.root} is in none of the formats {names}. YOLO needs data.yaml, classes.txt or '
         'obj.names; of Label Studio the export must be "JSON", of CVAT "CVAT for images 1.1"'
     )
+
+
+def read(format: str, folder: Folder) -> Source:
+    """Read a folder with the reader of a format.
+
+    Raises:
+        InputError: Something in it is missing or broken. The message has the first few of each kind.
+    """
+    with folder.each():
+        found = READERS[format](folder)
+    folder.require_no_faults()
+    return found
 
 
 def _json_format(path: Path) -> set[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...runs.error import InputError
 from ..folder import Folder, first_bytes, read_xml
-from ..shapes import LabelledImage, Shape, Source, ellipse, encode, rectangle
+from ..shapes import LabelledImage, Shape, Source, coordinates, ellipse, encode, rectangle
 
 __all__ = ['is_annotation', 'read']
 
@@ -57,8 +57,7 @@ def _read_image(folder: Folder, path: Path, element: Any) -> LabelledImage:
     subset = (element.get('subset') or '').lower()
     # An export with images has them in a folder of the subset's name.
     image = folder.find(f'{element.get("subset")}/{name}' if subset else name, path)
-    stated = tuple(float(element.get(side) or 0) for side in ('width', 'height'))
-    size = folder.size(image, stated)
+    size = folder.size(image, [element.get(side) for side in ('width', 'height')], path)
     shapes = []
     for number, child in enumerate(element, start=1):
         try:
@@ -80,18 +79,20 @@ def _shapes(folder: Folder, element: Any, size: tuple[int, int], name: str) -> I
     if element.tag in ('box', 'polygon', 'ellipse', 'mask') and not label:
         raise ValueError('it has no label')
     if element.tag == 'box':
-        sides = [number(key) for key in ('xtl', 'ytl', 'xbr', 'ybr')]
+        sides = coordinates([number(key) for key in ('xtl', 'ytl', 'xbr', 'ybr')], size)
         yield Shape(label, corners=rectangle(*sides, number('rotation', 0)))
     elif element.tag == 'polygon':
-        points = np.array([pair.split(',') for pair in element.get('points', '').split(';')], float)
-        if points.shape[1] != 2 or not np.isfinite(points).all():
+        points = coordinates([pair.split(',') for pair in element.get('points', '').split(';')], size)
+        if points.shape[1] != 2:
             raise ValueError(f'its points are {element.get("points")[:60]!r}')
         yield Shape(label, polygon=points, group=group)
     elif element.tag == 'ellipse':
-        values = [number(key) for key in ('cx', 'cy', 'rx', 'ry')]
+        values = coordinates([number(key) for key in ('cx', 'cy', 'rx', 'ry')], size)
         yield Shape(label, polygon=ellipse(*values, number('rotation', 0)), group=group)
     elif element.tag == 'mask':
-        left, top, width, height = (int(number(key)) for key in ('left', 'top', 'width', 'height'))
+        left, top, width, height = map(
+            int, coordinates([number(key) for key in ('left', 'top', 'width', 'height')], size)
+        )
         counts = [int(count) for count in element.get('rle', '').split(',')]
         yield Shape(label, mask=_mask(counts, left, top, width, height, size), group=group)
     else:

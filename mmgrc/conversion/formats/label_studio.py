@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from ..folder import IMAGE_SUFFIXES, Folder, read_json
-from ..shapes import LabelledImage, Shape, Source, ellipse, encode, rectangle
+from ..shapes import LabelledImage, Shape, Source, coordinates, ellipse, encode, rectangle
 
 __all__ = ['decode_brush', 'is_annotation', 'read']
 
@@ -48,27 +48,36 @@ def read(folder: Folder) -> Source:
 
 def _read_task(folder: Folder, path: Path, task: dict) -> LabelledImage:
     which = f'task {task.get("id")}'
-    annotations = [one for one in task['annotations'] or () if not one.get('was_cancelled')]
-    results = []
+    annotations = _objects(folder, path, f'{which}: annotations', task['annotations'])
+    annotations = [one for one in annotations if not one.get('was_cancelled')]
+    results: list[dict] = []
     if annotations:
         chosen = max(annotations, key=lambda one: (bool(one.get('ground_truth')), str(one.get('updated_at') or '')))
-        results = chosen.get('result') or []
+        results = _objects(folder, path, f'{which}: result', chosen.get('result'))
+        _objects(folder, path, f'{which}: value', [result.get('value') or {} for result in results])
     for _ in annotations[1:]:
         folder.skip('further annotations of a task', which)
     image = _find_image(folder, path, which, task['data'])
-    size = folder.size(image, _stated_size(results))
+    size = folder.size(image, _stated_size(results), path)
     shapes = []
     for result in _joined(results):
         try:
             shapes += _shapes(folder, result, size, which)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise folder.broken(path, f'{which}: result {result.get("id")} cannot be read: {error!r}') from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise folder.broken(path, f'{which}: result {result.get("id")} cannot be read: {error}') from error
     return LabelledImage(image, *size, shapes)
 
 
-def _find_image(folder: Folder, path: Path, which: str, data: dict) -> Path:
+def _objects(folder: Folder, path: Path, what: str, entries: object) -> list[dict]:
+    """A list of objects. Without an entry it is empty."""
+    if not isinstance(entries or [], list) or not all(isinstance(entry, dict) for entry in entries or []):
+        raise folder.broken(path, f'{what} is {str(entries)[:60]}, not a list of objects')
+    return entries or []
+
+
+def _find_image(folder: Folder, path: Path, which: str, data: object) -> Path:
     """The image of a task. Its address ends with the name of the file, after a prefix if it was uploaded."""
-    values = [value for value in data.values() if isinstance(value, str)]
+    values = [value for value in data.values() if isinstance(value, str)] if isinstance(data, dict) else []
     names = [name for name in map(_file_name, values) if name.suffix.lower() in IMAGE_SUFFIXES]
     if not names:
         raise folder.broken(path, f'{which} has no image: its data is {str(data)[:80]}')
@@ -79,12 +88,15 @@ def _find_image(folder: Folder, path: Path, which: str, data: dict) -> Path:
 
 
 def _file_name(address: str) -> PurePosixPath:
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return PurePosixPath()
     # Files of a local storage: /data/local-files/?d=folder/1.jpg
     return PurePosixPath(parse_qs(parts.query).get('d', [unquote(parts.path)])[0])
 
 
-def _stated_size(results: Sequence[dict]) -> tuple[int, int]:
+def _stated_size(results: Sequence[dict]) -> tuple[object, object]:
     for result in results:
         if result.get('original_width') and result.get('original_height'):
             return result['original_width'], result['original_height']
@@ -95,7 +107,8 @@ def _joined(results: Sequence[dict]) -> list[dict]:
     """One entry for each shape: with some settings, shape and label are two results of the same id."""
     joined: dict[object, dict] = {}
     for number, result in enumerate(results):
-        known = joined.setdefault(result.get('id') or number, {**result, 'value': {}})
+        # As text, since files may have anything as the id.
+        known = joined.setdefault(str(result.get('id') or '') or number, {**result, 'value': {}})
         known['value'] = {**known['value'], **(result.get('value') or {})}
     return list(joined.values())
 
@@ -113,26 +126,30 @@ def _shapes(folder: Folder, result: dict, size: tuple[int, int], which: str) -> 
         folder.skip('shapes on an image that was rotated in Label Studio', which)
     else:
         for label in labels:
-            yield shape._replace(label=str(label))
+            if not isinstance(label, str):
+                raise ValueError(f'its labels are {str(labels)[:60]}. They must be text')
+            yield shape._replace(label=label)
 
 
 def _geometry(value: dict, size: tuple[int, int]) -> Shape | None:
     """The shape of a result, without its label. None if it is none that has an area."""
     scale = np.array(size) / 100
     if 'rle' in value:
+        if not isinstance(value['rle'], list):
+            raise ValueError(f'its run lengths are {str(value["rle"])[:60]}, not a list of bytes')
         return Shape('', mask=encode(decode_brush(value['rle'], size)))
     if 'points' in value:
-        points = np.array(value['points'], float)
-        if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-            raise ValueError(f'its points are {value["points"]!r}'[:80])
+        points = coordinates(value['points'], (100, 100))
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise ValueError(f'its points are {str(value["points"])[:60]}, not pairs of numbers')
         return Shape('', polygon=points * scale)
     keys = next((k for k in (('radiusX', 'radiusY'), ('width', 'height')) if k[0] in value), None)
     if keys is None or 'x' not in value:
         return None
-    numbers = np.array([value['x'], value['y'], *(value[key] for key in keys)], float)
+    numbers = coordinates([value.get(key) for key in ('x', 'y', *keys)], (100, 100))
     degrees = float(value.get('rotation') or 0)
-    if not np.isfinite([*numbers, degrees]).all():
-        raise ValueError(f'its coordinates are {numbers.tolist()}')
+    if not np.isfinite(degrees):
+        raise ValueError(f'its rotation is {degrees}')
     x, y, width, height = numbers * (*scale, *scale)
     if keys[0] == 'radiusX':
         return Shape('', polygon=ellipse(x, y, width, height, degrees))

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from ..folder import Folder, read_json, read_text, split_of
-from ..shapes import LabelledImage, Shape, Source, ellipse, encode, rectangle
+from ..shapes import LabelledImage, Shape, Source, coordinates, ellipse, encode, rectangle
 
 __all__ = ['is_annotation', 'read']
 
@@ -34,23 +34,25 @@ def read(folder: Folder) -> Source:
                 folder.skip('JSON files that are not of LabelMe', folder.name(path))
                 continue
             image = folder.find(str(content['imagePath'] or ''), path, path.stem)
-            stated = [content.get(key) or 0 for key in ('imageWidth', 'imageHeight')]
-            width, height = folder.size(image, tuple(stated))
-            shapes = list(_shapes(folder, path, content['shapes'] or [], width, height))
-            images.append(LabelledImage(image, width, height, shapes, split_of(path.relative_to(folder.root))))
+            size = folder.size(image, [content.get(key) for key in ('imageWidth', 'imageHeight')], path)
+            shapes = list(_shapes(folder, path, content['shapes'] or [], size))
+            images.append(LabelledImage(image, *size, shapes, split_of(path.relative_to(folder.root))))
     return Source(_classes(folder, images), images)
 
 
-def _shapes(folder: Folder, path: Path, entries: object, width: int, height: int) -> Iterator[Shape]:
+def _shapes(folder: Folder, path: Path, entries: object, size: tuple[int, int]) -> Iterator[Shape]:
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries], start=1):
+        if not isinstance(entry, dict):
+            raise folder.broken(path, f'shape {number} is {str(entry)[:60]!r}, and has no label and no points')
+        label, kind, group = entry.get('label'), entry.get('shape_type') or 'polygon', entry.get('group_id')
+        if not isinstance(label, str) or not label:
+            raise folder.broken(path, f'shape {number} has the label {str(label)[:60]}. It must be text')
+        if group is not None and not isinstance(group, (int, float, str)):
+            raise folder.broken(path, f'shape {number} has the group_id {str(group)[:60]}. It must be a number or text')
         try:
-            label, kind = entry['label'], entry.get('shape_type') or 'polygon'
-            points = np.array(entry['points'], float).reshape(-1, 2)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise folder.broken(path, f'shape {number} has no label, or no points that are pairs of numbers') from error
-        if not isinstance(label, str) or not label or not np.isfinite(points).all():
-            raise folder.broken(path, f'shape {number} has the label {label!r} and the points {points[:3].tolist()}')
-        group = entry.get('group_id')
+            points = coordinates(entry.get('points'), size).reshape(-1, 2)
+        except ValueError as error:
+            raise folder.broken(path, f'shape {number} ({label}): {error}') from error
         if kind == 'polygon':
             yield Shape(label, polygon=points, group=group)
         elif kind == 'rectangle' and len(points) >= 2:
@@ -61,7 +63,7 @@ def _shapes(folder: Folder, path: Path, entries: object, width: int, height: int
             radius = math.dist(*points)
             yield Shape(label, polygon=ellipse(*points[0], radius, radius), group=group)
         elif kind == 'mask' and len(points) == 2:
-            yield Shape(label, mask=_mask(folder, path, number, entry, points, (height, width)), group=group)
+            yield Shape(label, mask=_mask(folder, path, number, entry, points, size[::-1]), group=group)
         elif kind in ('rectangle', 'rotation', 'oriented_rectangle', 'circle', 'mask'):
             raise folder.broken(path, f'shape {number} is a {kind} with {len(points)} points')
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from scipy.optimize import linear_sum_assignment
 
 from ..folder import Folder, first_bytes, read_text, read_xml, split_of
-from ..shapes import LabelledImage, Shape, Source, encode, rectangle
+from ..shapes import LabelledImage, Shape, Source, coordinates, encode, rectangle
 
 __all__ = ['is_annotation', 'read']
 
@@ -78,10 +77,7 @@ def _read_file(folder: Folder, path: Path) -> _File:
     root = read_xml(folder, path)
     image = folder.find((root.findtext('filename') or '').strip(), path, path.stem)
     stated = [root.findtext(f'size/{side}') for side in ('width', 'height')]
-    try:
-        size = folder.size(image, tuple(float(side or 0) for side in stated))
-    except ValueError as error:
-        raise folder.broken(path, f'the size of the image is {stated}') from error
+    size = folder.size(image, stated, path)
     objects = []
     for number, one in enumerate(root.findall('object'), start=1):
         label = (one.findtext('name') or '').strip()
@@ -89,10 +85,10 @@ def _read_file(folder: Folder, path: Path) -> _File:
             raise folder.broken(path, f'object {number} has no name')
         values = [one.findtext(f'bndbox/{side}') for side in ('xmin', 'ymin', 'xmax', 'ymax')]
         try:
-            box = tuple(float(value or '') for value in values)
+            box = tuple(coordinates(values, size).tolist())
         except ValueError as error:
-            raise folder.broken(path, f'the box of object {number} ({label}) is {values}') from error
-        if not all(map(math.isfinite, box)) or box[2] < box[0] or box[3] < box[1]:
+            raise folder.broken(path, f'the box of object {number} ({label}): {error}') from error
+        if box[2] < box[0] or box[3] < box[1]:
             raise folder.broken(path, f'the box of object {number} ({label}) is {values}: its sides are swapped')
         objects.append(_Object(label, box, (one.findtext('difficult') or '0').strip() == '1'))
     return _File(path, image, *size, objects)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def find_classes(folder: Folder) -> Path | None:
     Raises:
         InputError: There are several, or it cannot be read.
     """
-    found = [path for path in folder.with_suffix('.yaml', '.yml') if _has_names(path)]
+    found = [path for path in folder.with_suffix('.yaml', '.yml') if _has_names(folder, path)]
     if len(found) > 1:
         found = [path for path in found if path.stem in _NAMES] or found
     if len(found) > 1:
@@ -42,11 +43,11 @@ def find_classes(folder: Folder) -> Path | None:
     return lists[0] if lists else None
 
 
-def _has_names(path: Path) -> bool:
+def _has_names(folder: Folder, path: Path) -> bool:
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        if path.stem in _NAMES:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        if path.stem in _NAMES or path == folder.file:
             raise InputError(f'{path} cannot be read as YAML: {" ".join(str(error).split())}') from error
         return False
     return isinstance(content, dict) and 'names' in content
@@ -72,7 +73,7 @@ def read(folder: Folder) -> Source:
         keypoints = 'kpt_shape' in content
         splits = list(_yaml_splits(folder, path, content))
     else:
-        lines = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines()]
+        lines = [line.strip() for line in read_text(folder, path).splitlines()]
         names, keypoints = dict(enumerate(line for line in lines if line)), False
         splits = [(split_of(image.relative_to(folder.images)), image) for image in folder.all_images()]
     if keypoints:
@@ -92,12 +93,12 @@ def _names(names: object, path: Path) -> dict[int, str]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     try:
-        numbered = {int(key): str(name) for key, name in names.items()}
-    except (AttributeError, TypeError, ValueError):
+        numbered = {int(key): name for key, name in names.items()}
+    except (AttributeError, TypeError, ValueError, OverflowError):
         numbered = {}
-    if not numbered:
-        raise InputError(f'{path}: names is {names!r}. It must be a list of names, or names by number')
-    return dict(sorted(numbered.items()))
+    if not numbered or any(name is None or isinstance(name, (list, dict)) for name in numbered.values()):
+        raise InputError(f'{path}: names is {str(names)[:200]}. It must be a list of names, or names by number')
+    return {number: str(name) for number, name in sorted(numbered.items())}
 
 
 def _yaml_splits(folder: Folder, path: Path, content: dict) -> Iterator[tuple[str, Path]]:
@@ -115,22 +116,22 @@ def _yaml_splits(folder: Folder, path: Path, content: dict) -> Iterator[tuple[st
 def _base(path: Path, stated: object) -> Path:
     """The folder that the paths of a YAML file are relative to. A folder of another machine is ignored."""
     base = Path(path.parent, str(stated or ''))
-    return base if base.is_dir() else path.parent
+    return base if os.path.isdir(base) else path.parent
 
 
 def _images(folder: Folder, path: Path, base: Path, part: str) -> list[Path]:
     """The images of a folder, or of a text file that lists images."""
     place = base / part
-    if not place.exists() and part.startswith('../'):
+    if not os.path.exists(place) and part.startswith('../'):
         # Roboflow's files say ../train/images and mean train/images.
         place = base / part.removeprefix('../')
     place = folder.require_inside(place, part, path)
-    if place.is_dir():
+    if os.path.isdir(place):
         files = sorted(file for file in place.rglob('*') if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
         if not files:
             raise folder.broken(path, f'the folder {part} has no images (looked for {", ".join(IMAGE_SUFFIXES)})')
         return files
-    if place.is_file() and place.suffix == '.txt':
+    if os.path.isfile(place) and place.suffix == '.txt':
         images = []
         for line in read_text(folder, place).splitlines():
             if line.strip():

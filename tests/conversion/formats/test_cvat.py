@@ -91,7 +91,12 @@ def test_any_mask(seed, share, height, width):
         ('<box xtl="1" ytl="5" xbr="30" ybr="9"/>', 'it has no label'),
         ('<polygon label="cat" points="1,1;9"/>', ''),
         ('<polygon label="cat"/>', ''),
-        ('<polygon label="cat" points="1,1;nan,2;3,3"/>', 'its points are'),
+        ('<polygon label="cat" points="1,1;nan,2;3,3"/>', 'its coordinates are .*with nan'),
+        ('<polygon label="cat" points="1,1,2;3,3,4"/>', 'its points are'),
+        ('<ellipse label="cat" cx="5" cy="5" rx="1e300" ry="2"/>', r'its coordinates are .*with 1e\+300'),
+        ('<box label="cat" xtl="10" ytl="5" xbr="401" ybr="15"/>', 'at most 10 times the size of the image'),
+        ('<box label="cat" xtl="10" ytl="5" xbr="30" ybr="15" rotation="inf"/>', 'rotation is inf'),
+        ('<polygon label="cat" points="1,1;9,1;9,9" group_id="first"/>', 'invalid literal'),
         (
             '<mask label="cat" rle="3, 4" left="0" top="0" width="3" height="3"/>',
             'its counts have the sum 7, its box 9',

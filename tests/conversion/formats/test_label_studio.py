@@ -146,8 +146,12 @@ def test_an_image_that_was_rotated(tmp_path):
 @pytest.mark.parametrize(
     ('bad', 'words'),
     [
-        (result('rectanglelabels', 'a', x=0, y=0, width='wide', height=3), 'could not convert'),
-        (result('rectanglelabels', 'a', x=0, y=0, width=3), "KeyError\\('height'\\)"),
+        (result('rectanglelabels', 'a', x=0, y=0, width='wide', height=3), "its coordinates are .*'wide', 3"),
+        (result('rectanglelabels', 'a', x=0, y=0, width=3), 'its coordinates are .*3, None'),
+        (result('rectanglelabels', 'a', x=0, y=0, width=3, height=3, rotation=math.inf), 'its rotation is inf'),
+        (result('ellipselabels', 'a', x=1, y=1, radiusX=1001, radiusY=3), 'at most 10 times the size of the image'),
+        (result('rectanglelabels', {'a': 1}, x=0, y=0, width=3, height=3), 'its labels are .* They must be text'),
+        (result('brushlabels', 'a', rle=10**9), 'its run lengths are 1000000000, not a list'),
         (result('rectanglelabels', 'a', x=math.inf, y=0, width=3, height=3), 'its coordinates are'),
         (result('polygonlabels', 'a', points=[[1, 2], [3]]), ''),
         (result('polygonlabels', 'a', points=[[1, 2, 3]]), 'its points are'),

@@ -107,17 +107,30 @@ def test_masks(tmp_path):
     [
         (shape('circle', (1, 1)), 'shape 1 is a circle with 1 points'),
         (shape('rectangle', (1, 1)), 'shape 1 is a rectangle with 1 points'),
-        (shape('polygon', (1, 1), (math.nan, 2), (3, 3)), "shape 1 has the label 'a' and the points"),
-        ({'label': 'a'}, 'shape 1 has no label, or no points'),
-        ({'label': 'a', 'points': 'x'}, 'shape 1 has no label, or no points'),
-        ({'label': 3, 'points': [[1, 2]]}, 'shape 1 has the label 3'),
-        ('text', 'shape 1 has no label'),
+        (shape('polygon', (1, 1), (math.nan, 2), (3, 3)), r'shape 1 \(a\): its coordinates are .*with nan'),
+        (shape('circle', (1, 1), (1e300, 2)), r'shape 1 \(a\): its coordinates are .*with 1e\+300'),
+        (shape('polygon', (1, 1), (2, 2), (3, -401)), 'shape 1 .*at most 10 times the size of the image'),
+        (shape('polygon', (1, 1), group_id=[1]), r'shape 1 has the group_id \[1\]\. It must be a number or text'),
+        ({'label': 'a'}, r'shape 1 \(a\): its coordinates are None'),
+        ({'label': 'a', 'points': 'x'}, r'shape 1 \(a\): its coordinates are x'),
+        ({'label': 'a', 'points': [1, 2, 3]}, r'shape 1 \(a\): cannot reshape'),
+        ({'label': 3, 'points': [[1, 2]]}, 'shape 1 has the label 3. It must be text'),
+        ('text', "shape 1 is 'text', and has no label and no points"),
         (shape('mask', (1, 1), (2, 2), mask='???'), 'shape 1 is a mask that is no PNG image'),
     ],
 )
 def test_broken_shapes(bad, words, tmp_path):
     put(tmp_path, bad)
     with pytest.raises(InputError, match=rf'^broken annotation files \(1\): labels/1\.json: {words}'):
+        read_source('labelme', tmp_path)
+
+
+def test_sizes_as_text(tmp_path):
+    put(tmp_path, imageWidth='40', imageHeight='30')
+    found, _ = read_source('labelme', tmp_path)
+    assert (found.images[0].width, found.images[0].height) == (40, 30)
+    put(tmp_path, imageWidth=-40)
+    with pytest.raises(InputError, match=r'labels/1\.json: the size of images/1\.png is \[-40, 30\], not two numbers'):
         read_source('labelme', tmp_path)
 
 

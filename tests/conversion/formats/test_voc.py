@@ -154,11 +154,16 @@ def test_another_size_than_stated_is_left_out(tmp_path):
     [
         ('</annotation>', '', 'it is not XML: no element found'),
         ('<name>dog</name>', '', 'object 1 has no name'),
-        ('<xmin>4</xmin>', '', r"the box of object 1 \(dog\) is \[None, '3', '13', '12'\]"),
+        ('<xmin>4</xmin>', '', r"the box of object 1 \(dog\): its coordinates are \[None, '3', '13', '12'\]"),
         ('<xmin>4</xmin>', '<xmin>left</xmin>', 'the box of object 1'),
         ('<xmin>4</xmin>', '<xmin>nan</xmin>', 'the box of object 1'),
         ('<xmin>4</xmin>', '<xmin>30</xmin>', '.*: its sides are swapped'),
-        ('<width>40', '<width>wide', "the size of the image is ['wide', '30']".replace('[', r'\[').replace(']', r'\]')),
+        ('<xmax>13</xmax>', '<xmax>401</xmax>', '.*at most 10 times the size of the image'),
+        (
+            '<width>40',
+            '<width>wide',
+            "the size of JPEGImages/1.jpg is ['wide', '30']".replace('[', r'\[').replace(']', r'\]'),
+        ),
     ],
 )
 def test_broken_files(before, after, words, tmp_path):

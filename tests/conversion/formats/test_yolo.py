@@ -1,5 +1,7 @@
 """Layouts of YOLO data sets, and what may be wrong in them."""
 
+import math
+
 import numpy as np
 import pytest
 import yaml
@@ -143,7 +145,16 @@ def test_binary_labels(tmp_path):
     put(tmp_path, 'images/1.png')
     (tmp_path / 'labels' / '1.txt').write_bytes(b'\xff\xfe\x00')
     put_yaml(tmp_path, train='images')
-    with pytest.raises(InputError, match=r'labels/1\.txt: it is not a text file'):
+    with pytest.raises(InputError, match=r'labels/1\.txt: it is not a text file in UTF-8 \(byte 0 is 0xff\)'):
+        read_source('yolo', tmp_path)
+
+
+def test_classes_in_another_encoding(tmp_path):
+    put(tmp_path, 'images/1.png')
+    (tmp_path / 'classes.txt').write_bytes('a\nTür\n'.encode('latin-1'))
+    with pytest.raises(
+        InputError, match=r'classes\.txt: it is not a text file in UTF-8 \(byte 3 is 0xfc\)\. Save it as'
+    ):
         read_source('yolo', tmp_path)
 
 
@@ -174,6 +185,9 @@ def test_paths_that_lead_out(tmp_path):
     [
         ({'names': 3, 'train': 'images'}, r'data\.yaml: names is 3. It must be a list of names'),
         ({'names': [], 'train': 'images'}, r'names is \{\}'),
+        ({'names': ['a', None], 'train': 'images'}, r"names is \{0: 'a', 1: None\}"),
+        ({'names': {math.inf: 'a'}, 'train': 'images'}, 'names is {inf'),
+        ({'names': ['a'], 'train': 'x' * 300}, 'it names xxx'),
         ({'names': ['a']}, 'names no images: it has none of train, val'),
         ({'names': ['a'], 'train': 'nothing'}, 'it names nothing, which is neither a folder nor a text file'),
         ({'names': ['a'], 'train': 'labels'}, 'the folder labels has no images'),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mmgrc.datasets.images import image_size
+from mmgrc.datasets.images import files_below, image_size
 from mmgrc.runs.error import InputError, first_few
 
 __all__ = ['IMAGE_SUFFIXES', 'Folder', 'first_bytes', 'read_json', 'read_text', 'read_xml', 'split_of']
@@ -76,7 +76,7 @@ class Folder:
         self.notes: list[str] = []
         """What else a user should know."""
         self._faults: dict[str, list[str]] = {}
-        self.files = _walk(self.root)
+        self.files = files_below(self.root)
         """All files, sorted."""
         self._sizes: dict[Path, tuple[int, int]] = {}
         self._by_name: dict[str, list[Path]] = {}
@@ -87,7 +87,7 @@ class Folder:
 
     def all_images(self) -> list[Path]:
         """Return all files with the suffix of an image, sorted. Those of VOC's folders of masks are none."""
-        files = self.files if self.images == self.root else _walk(self.images)
+        files = self.files if self.images == self.root else files_below(self.images)
         return [
             file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.parent.name not in _MASK_FOLDERS
         ]
@@ -245,20 +245,6 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
             break
         number += 1
     return number
-
-
-def _walk(root: Path) -> list[Path]:
-    """All files below a folder, sorted. Links to folders are followed, once each."""
-    seen, files = set(), []
-    for parent, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [f for f in folders if not f.startswith('.') and f != '__MACOSX']
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        files += [Path(parent, name) for name in names if not name.startswith('.')]
-    return sorted(files)
 
 
 def first_bytes(path: Path, number: int = 4096) -> bytes:

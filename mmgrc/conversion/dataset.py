@@ -311,7 +311,8 @@ def _check(path: Path, names: Sequence[str], masks: bool) -> None:
         require_crowd(path, content)
         _, problem = label_problems(index_coco(content), names)
         if masks:
-            require_masks(path, content, [category['id'] for category in content['categories']])
+            for use in ('train', 'evaluate'):
+                require_masks(path, content, [category['id'] for category in content['categories']], use)
     except ValueError as error:
         raise InputError(f'the converted file does not pass the checks of training: {error}') from error
     if problem:

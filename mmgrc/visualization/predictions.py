@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
 from mmdet.visualization import get_palette
 from mmengine.config import Config
 from mmengine.fileio import load
 from mmengine.registry import init_default_scope
-from pycocotools.coco import COCO
 
 from mmgrc.runs.error import InputError
-from mmgrc.runs.preflight import check_datasets
+from mmgrc.runs.preflight import CocoFiles, check_datasets
+from mmgrc.runs.preflight.coco_file import require_masks
 
 __all__ = ['TestSet', 'check_predictions', 'class_colours', 'read_predictions', 'read_test_set']
 
@@ -39,7 +39,7 @@ def read_test_set(config: Config) -> TestSet:
     """Read the annotations of a config's test set.
 
     Raises:
-        InputError: There is no test set, or it is not a single file in COCO's format.
+        InputError: There is no test set, it is not a single file in COCO's format, or a mask of it cannot be drawn.
     """
     if not config.get('test_dataloader'):
         raise InputError('the config has no test_dataloader: there is no ground truth to draw')
@@ -53,12 +53,13 @@ def read_test_set(config: Config) -> TestSet:
     path = getattr(dataset, 'ann_file', None)
     if not path:
         raise InputError(f"the test set is a {type(dataset).__name__}: it has no annotation file in COCO's format")
+    truth = CocoFiles().read(path)
+    # Detectors of boxes need no masks.
+    masked = [annotation for annotation in truth.anns.values() if annotation.get('segmentation')]
     try:
-        # pycocotools prints each step.
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCO(path)
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise InputError(f"{path} is not in COCO's format: {type(error).__name__}: {error}") from error
+        require_masks(path, {**truth.dataset, 'annotations': masked}, truth.getCatIds(), 'evaluate')
+    except ValueError as error:
+        raise InputError(str(error)) from error
     classes = tuple(dataset.metainfo['classes'])
     return TestSet(truth, classes, class_colours(dataset.metainfo.get('palette'), len(classes)))
 

@@ -233,10 +233,15 @@ def test_test_set_of_a_config(write_set, tmp_path):
     with pytest.raises(InputError, match='has no test_dataloader'):
         read_test_set(Config({'test_dataloader': None}))
     (tmp_path / 'list.json').write_text('[]')
+    content = json.loads((tmp_path / 'truth.json').read_text())
+    flat = {'id': 1, 'image_id': content['images'][0]['id'], 'category_id': content['categories'][0]['id']}
+    flat.update(bbox=[1, 2, 3, 4], area=12, iscrowd=0, segmentation=[1, 2, 30, 2, 30, 30])
+    (tmp_path / 'flat.json').write_text(json.dumps({**content, 'annotations': [flat]}))
     for change, message in {
         'no.json': 'no.json',
         'list.json': "list.json is not in COCO's format",
-        '1.png': "1.png is not in COCO's format",
+        '1.png': '1.png is not JSON',
+        'flat.json': 'segmentation of annotation 1 is .*must be a list of polygons',
     }.items():
         with pytest.raises(InputError, match=message):
             read_test_set(Config({'test_dataloader': {'dataset': {**dataset, 'ann_file': change}}}))

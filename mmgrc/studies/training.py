@@ -90,18 +90,18 @@ def _values(
     records: Sequence[Mapping[str, float]], metrics: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, float], str]:
     """The values of the metrics in the last validation, the best ones of all, and a note."""
-    empty = bool(records) and not pick_metrics({0: dict(records[-1])})
     # Without any detection, MMDetection's COCO metric gives no values. AP and AR are then 0. To leave such a run out
     # would favour arms that fail to learn.
     zeros = {metric: 0.0 for metric in metrics if metric.startswith('coco/')}
-    records = [record if pick_metrics({0: dict(record)}) else {**record, **zeros} for record in records]
+    empty = [not pick_metrics({0: dict(record)}) for record in records]
+    records = [{**record, **zeros} if nothing else record for record, nothing in zip(records, empty, strict=True)]
     for metric in metrics:
         if not records or not math.isfinite(records[-1].get(metric, math.nan)):
             found = sorted(key for key in (records[-1] if records else {}) if '/' in key)
             raise _NoMetric(f'its last validation has no {metric}; it has: {", ".join(found) or "nothing"}')
     best = {m: max(r[m] for r in records if math.isfinite(r.get(m, math.nan))) for m in metrics}
     final = {metric: records[-1][metric] for metric in metrics}
-    return final, best, 'no detections in its last validation' if empty else ''
+    return final, best, 'no detections in its last validation' if empty[-1] else ''
 
 
 def check_definition(run: Run, names: Container[str] | None = None) -> None:

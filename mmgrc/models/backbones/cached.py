@@ -38,7 +38,15 @@ class CachedBackbone(nn.Module):
         """Set the options, replace linear layers by faster ones, and make loading warn about missing tensors.
 
         Call it once, after all layers are created.
+
+        Raises:
+            ValueError: ``init_cfg`` names no checkpoint.
         """
+        init_cfg = self.init_cfg
+        if init_cfg is not None and not (isinstance(init_cfg, Mapping) and init_cfg.get('checkpoint')):
+            raise ValueError(
+                f"init_cfg={init_cfg!r}: give dict(type='Pretrained', checkpoint=...), or None to train from scratch"
+            )
         replace_linear_layers(self)
         self.grc = grc
         self.skipped_commits = 0
@@ -66,7 +74,7 @@ class CachedBackbone(nn.Module):
         new memories change nothing at first, see :func:`~mmgrc.models.convert.start_silently`.
 
         Raises:
-            ValueError: ``init_cfg`` names no checkpoint, or no tensor of the checkpoint fits.
+            ValueError: No tensor of the checkpoint fits.
         """
         if self.init_cfg is None:
             super().init_weights()
@@ -78,11 +86,6 @@ class CachedBackbone(nn.Module):
                 start_silently(self, state)
                 self.load_state_dict({**self.state_dict(), **state})
         else:
-            if not isinstance(self.init_cfg, Mapping) or not self.init_cfg.get('checkpoint'):
-                raise ValueError(
-                    f"init_cfg={self.init_cfg!r}: give dict(type='Pretrained', checkpoint=...), or None to train from "
-                    'scratch'
-                )
             weights = CheckpointLoader.load_checkpoint(self.init_cfg['checkpoint'], map_location='cpu')
             convert = self.convert_state if self.convert_weights else None
             load_converted(self, weights, convert, with_caches=self.grc.keep_caches)

@@ -50,11 +50,17 @@ def test_pixels_count_from_zero(box, tmp_path):
     assert folder.notes == ['coordinates count from 0']
 
 
+def make_lists(folder):
+    """The folder for lists of splits."""
+    lists = folder / 'ImageSets' / 'Main'
+    lists.mkdir(parents=True)
+    return lists
+
+
 def test_lists_of_splits(tmp_path):
     for name in 'abcd':
         put(tmp_path, ('dog', (1, 1, 9, 9), ''), name=name)
-    lists = tmp_path / 'ImageSets' / 'Main'
-    lists.mkdir(parents=True)
+    lists = make_lists(tmp_path)
     (lists / 'trainval.txt').write_text('a\nb\nc\n')
     # A list of one class.
     (lists / 'dog_train.txt').write_text('a  1\n')
@@ -72,8 +78,7 @@ def test_names_with_spaces_in_lists(tmp_path):
     """1, 0 or -1 after a name says whether the image has a class. It may also be a part of the name."""
     for name in ('IMG 2024', 'IMG 2024 1', 'b  c', 'd', 'e 1'):
         put(tmp_path, ('dog', (1, 1, 9, 9), ''), name=name)
-    lists = tmp_path / 'ImageSets' / 'Main'
-    lists.mkdir(parents=True)
+    lists = make_lists(tmp_path)
     (lists / 'train.txt').write_text('IMG 2024 1\nb  c  -1\nd\t0\n')
     (lists / 'val.txt').write_text('IMG 2024 -1\ne 1\nno file\nno file either  1\n')
     found, folder = read_source('voc', tmp_path)

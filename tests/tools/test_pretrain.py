@@ -185,6 +185,7 @@ class TestPretraining:
             ('test', [CONFIG, 'x.pth'], 'Type: python tools/pretrain_test.py'),
             ('pretrain', [CONFIG, '--amp'], '--amp needs a GPU'),
             ('pretrain', [CONFIG, '--cfg-options', 'train_dataloader.num_workers=0'], 'persistent_workers=True cannot'),
+            ('pretrain', [CONFIG, '--cfg-options', 'val_evaluator.topk=[1,5]'], "'val_evaluator.topk=[1]'"),
             ('pretrain', [CONFIG, '--cfg-options', 'default_hooks.logger.type=LogerHook'], 'Did you mean LoggerHook'),
             ('pretrain_test', [CONFIG, '/nothing/epoch_1.pth'], 'there is no checkpoint /nothing/epoch_1.pth'),
             ('pretrain_test', [CONFIG, 'README.md', '--out', 'out.json'], 'name it .pkl'),

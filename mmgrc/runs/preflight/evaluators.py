@@ -70,6 +70,7 @@ def check_evaluator(config: Config, phase: str, dataset: Dataset | None, files: 
         raise InputError(f'{name} cannot be built: {type(error).__name__}: {error}') from error
     for metric in evaluator.metrics:
         _check_output(metric)
+        _check_top(config, metric, name)
     coco = [metric for metric in evaluator.metrics if isinstance(metric, CocoMetric) and not metric.format_only]
     if coco and hasattr(dataset, 'get_data_info') and len(dataset):
         _try(evaluator, coco, dataset, name)
@@ -191,6 +192,20 @@ def _check_output(metric: BaseMetric) -> None:
     for file in (prefix and f'{prefix}.bbox.json', path):
         if file and is_local(file, None):
             check_output_file(file)
+
+
+def _check_top(config: Config, metric: BaseMetric, name: str) -> None:
+    """Check that a classifier has enough classes for its top-k accuracy, as mmpretrain does after the first epoch."""
+    if config.get('default_scope') != 'mmpretrain':
+        return
+    from mmpretrain.evaluation import Accuracy
+
+    classes = (config.model.get('head') or {}).get('num_classes')
+    if isinstance(metric, Accuracy) and isinstance(classes, int) and max(metric.topk) > classes:
+        raise InputError(
+            f'{name} counts the top-{max(metric.topk)} accuracy, but model.head.num_classes={classes}. Set its topk: '
+            f"--cfg-options '{name}.topk=[1]'"
+        )
 
 
 def _compare(config: Config, coco: COCO, dataset: Dataset, name: str, files: CocoFiles, path: str) -> list[str]:

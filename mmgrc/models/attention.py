@@ -81,7 +81,10 @@ class GRCAttention(nn.Module):
         """
         batch, length = x.shape[:2]
         if length != hw_shape[0] * hw_shape[1]:
-            raise ValueError(f'hw_shape={tuple(hw_shape)}: {length} tokens do not fill a grid of that size')
+            raise ValueError(
+                f'hw_shape={tuple(hw_shape)}: {length} tokens do not fill a grid of that size. Leave out tokens '
+                'without a place on the grid, such as a class token'
+            )
         query, key, value = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.attn_drop if self.training else 0.0
         out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout).transpose(1, 2).flatten(2)

@@ -148,7 +148,7 @@ def test_two_ranks_equal_one_process(tmp_path):
         (lambda: GRCAttention(15, 2, (3, 4)), 'embed_dims=15 is not a multiple of num_heads=2'),
         (lambda: GRCAttention(16, 2, (3, 4), variant='published'), "'code' and 'paper'"),
         (lambda: GRCAttention(16, 2, (3, 4), cache_ratio=0.3), 'cache_ratio=0.3'),
-        (lambda: make_layer()(torch.randn(1, 31, 16), HW), 'hw_shape=(6, 5): 31 tokens do not fill'),
+        (lambda: make_layer()(torch.randn(1, 31, 16), HW), '31 tokens do not fill a grid of that size. Leave out'),
     ],
 )
 def test_bad_input_is_named(make, words):

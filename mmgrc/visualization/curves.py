@@ -56,6 +56,11 @@ def _records(log: Path) -> Iterator[dict]:
         yield {key.removeprefix('train/').removeprefix('val/'): value for key, value in record.items()}
 
 
+def _first_iteration(records: Iterable[dict]) -> float:
+    """The first iteration that a run logged. Infinite if it did not train."""
+    return next((record['iter'] for record in records if _is_training(record)), math.inf)
+
+
 def read_scalars(work_dir: str | Path) -> tuple[dict[int, dict], dict[int, dict]]:
     """Read MMEngine's logs in a work dir, including the runs before each resumption.
 
@@ -64,8 +69,8 @@ def read_scalars(work_dir: str | Path) -> tuple[dict[int, dict], dict[int, dict]
 
     Returns:
         Training records by iteration, and validation records by the unit of :func:`validation_unit`. That is the epoch,
-        or the iteration if the training went by iterations or logged its validations that way. If a resumed run repeats
-        a step, its record replaces the earlier one.
+        or the iteration if the training went by iterations or logged its validations that way. From the first iteration
+        that a run logged, its records replace those of earlier runs: it may have started anew.
 
     Raises:
         FileNotFoundError: There is no log.
@@ -75,8 +80,11 @@ def read_scalars(work_dir: str | Path) -> tuple[dict[int, dict], dict[int, dict]
     last = 0
     for log in _logs(work_dir):
         records = list(_records(log))
-        validations += _place_validations(records, _read_schedule(log.with_name('config.py')), last)
+        first = _first_iteration(records)
+        training = {step: record for step, record in training.items() if step < first}
         training |= {record['iter']: record for record in records if _is_training(record)}
+        validations = [record for record in validations if record['iter'] < first]
+        validations += _place_validations(records, _read_schedule(log.with_name('config.py')), last)
         last = next((record['iter'] for record in reversed(records) if _is_training(record)), last)
     if not training:
         raise FileNotFoundError(f'there is no training log in {work_dir}: give the work dir of a training')
@@ -193,10 +201,17 @@ def read_monitor(work_dir: str | Path) -> dict[str, dict[str, dict[int, float]]]
 
     Returns:
         For each quantity, such as ``'grc_sigma_lambda'``, and each layer, the values by iteration.
-        ``'grc_skipped_steps'`` has the single layer ``''``. Empty if the hook did not run.
+        ``'grc_skipped_steps'`` has the single layer ``''``. Empty if the hook did not run. The records of a run replace
+        those of earlier ones as in :func:`read_scalars`.
     """
+    logged: list[dict] = []
+    for log in _logs(work_dir):
+        records = list(_records(log))
+        first = _first_iteration(records)
+        logged = [record for record in logged if record['step'] < first]
+        logged += [record for record in records if any(key.startswith('grc_') for key in record)]
     series: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    for record in (record for log in _logs(work_dir) for record in _records(log)):
+    for record in logged:
         for key, value in record.items():
             if key.startswith('grc_'):
                 quantity, _, layer = key.partition('/')

@@ -6,7 +6,15 @@ import pytest
 from matplotlib.figure import Figure
 from mmengine.config import Config
 
-from mmgrc.visualization.curves import draw_losses, draw_metrics, pick_metrics, plot_run, read_scalars, validation_unit
+from mmgrc.visualization.curves import (
+    draw_losses,
+    draw_metrics,
+    pick_metrics,
+    plot_run,
+    read_monitor,
+    read_scalars,
+    validation_unit,
+)
 from mmgrc.visualization.report import _summary
 
 
@@ -106,6 +114,26 @@ def test_by_epochs(tmp_path, by_epoch, has_config):
     text = summary(tmp_path, epochs(3))
     assert '>2 epochs, 16 iterations; the last loss' in text
     assert '0.200 after the last validation (epoch 2)' in text
+
+
+@pytest.mark.parametrize('by_iterations', [True, False])
+def test_a_run_that_started_anew(tmp_path, by_iterations):
+    """In the work dir of a longer one, which is not part of its curves, numbers and memory."""
+    config, (first, second) = (iterations(8, 24), (0, 0)) if by_iterations else (epochs(3), (1, 2))
+    monitor = {'grc_skipped_steps': 4, 'grc_sigma_lambda/backbone.layers.0.1.0.attn.grc': 0.5}
+    records = [train(4, 1), {**monitor, 'step': 4}, train(8, 1), validate(first, 0.1)]
+    records += [train(16, 2), {**monitor, 'step': 16}, validate(second, 0.9)]
+    write_run(tmp_path, '1', records, config)
+    new = {**monitor, 'grc_skipped_steps': 0}
+    write_run(tmp_path, '2', [train(4, 1), {**new, 'step': 4}, train(8, 1), validate(first, 0.2)], config)
+    write_run(tmp_path, '3', [], config)  # A test, or a run that was stopped before its first record.
+    training, validation = read_scalars(tmp_path)
+    assert list(training) == [4, 8]
+    assert {step: record['coco/bbox_mAP'] for step, record in validation.items()} == {8 if by_iterations else 1: 0.2}
+    assert read_monitor(tmp_path)['grc_skipped_steps'] == {'': {4: 0}}
+    text = summary(tmp_path, config)
+    assert ' 8 iterations; ' in text or '>8 iterations; ' in text
+    assert '0.200 after the last validation' in text
 
 
 def test_runs_of_both_kinds(tmp_path):

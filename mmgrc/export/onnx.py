@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from mmdet.utils import get_test_pipeline_cfg
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from mmgrc.engine.atomic_checkpoint_hook import write_atomically
+from mmgrc.runs.config import steps_of_test
 from mmgrc.runs.error import InputError
 from mmgrc.runs.preflight import check_output_file
 from mmgrc.version import __version__
@@ -114,13 +114,7 @@ def _trace(exportable: OneStage | TwoStage) -> ExportedProgram:
 
 def _metadata(model: nn.Module) -> dict[str, str]:
     """What a program must know to use the file."""
-    try:
-        pipeline = get_test_pipeline_cfg(model.cfg)
-    except (AttributeError, RuntimeError) as error:
-        raise InputError(
-            'the config has no test_dataloader.dataset.pipeline, which says how images are resized: add it'
-        ) from error
-    steps = [step for step in pipeline if step['type'].split('.')[-1] not in _PLAIN_STEPS]
+    steps = [step for step in steps_of_test(model.cfg) if step['type'].split('.')[-1] not in _PLAIN_STEPS]
     content = {
         'mmgrc': __version__,
         'detector': type(model).__name__,

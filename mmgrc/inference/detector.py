@@ -13,11 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from mmdet.apis import inference_detector, init_detector
+from mmdet.registry import DATASETS
 from mmengine.config import Config
 from pycocotools import mask as coco_mask
 from torch import nn
 
 from mmgrc.datasets.images import files_below, read_image
+from mmgrc.runs.config import steps_of_test
 from mmgrc.runs.error import InputError, first_few
 from mmgrc.runs.preflight import check_checkpoint
 from mmgrc.visualization.detections import Drawn, draw_detections
@@ -59,11 +61,12 @@ def load_detector(config: Config, checkpoint: str, device: str | None = None) ->
 
     Args:
         config: Config that the checkpoint was trained with.
-        checkpoint: Checkpoint file.
+        checkpoint: Checkpoint file. If it does not name its classes, they are those of the config's test set.
         device: ``'cpu'``, ``'cuda:0'``, ... None: a GPU if there is one.
 
     Raises:
-        InputError: The checkpoint cannot be read or belongs to another model, or there is no such device.
+        InputError: The checkpoint cannot be read or belongs to another model, the config has no test pipeline, or there
+            is no such device.
     """
     if device is None:
         device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
@@ -71,11 +74,17 @@ def load_detector(config: Config, checkpoint: str, device: str | None = None) ->
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f'the device {device!r} cannot be used: {str(error).splitlines()[0]}') from error
-    check_checkpoint(config, checkpoint)
-    with warnings.catch_warnings():
-        # A converted checkpoint has no class names. The config gives them instead.
-        warnings.filterwarnings('ignore', message='dataset_meta or class names are not saved')
-        return init_detector(config, checkpoint, device=device)
+    steps_of_test(config)
+    content = check_checkpoint(config, checkpoint)
+    meta = (content or {}).get('meta') or {}
+    unnamed = content is not None and 'classes' not in map(str.lower, (*meta, *(meta.get('dataset_meta') or ())))
+    # To a checkpoint without class names MMDetection gives those of COCO, with a warning that it lets no filter hide.
+    with warnings.catch_warnings(record=unnamed):
+        model = init_detector(config, checkpoint, device=device)
+    if unnamed:
+        dataset = DATASETS.build(dict(config.test_dataloader.dataset, lazy_init=True))
+        model.dataset_meta['classes'] = dataset.metainfo['classes']
+    return model
 
 
 def find_images(source: str, out_dir: str | Path | None = None) -> list[Path]:

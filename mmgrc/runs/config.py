@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmdet.registry import MODELS
+from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
@@ -24,7 +25,7 @@ from mmgrc.env.versions import compile_mmcv_command
 from .error import InputError
 from .options import unused_options
 
-__all__ = ['CONFIG_DIR', 'build_model', 'config_path', 'load_config', 'register_config_prefix']
+__all__ = ['CONFIG_DIR', 'build_model', 'config_path', 'load_config', 'register_config_prefix', 'steps_of_test']
 
 PREFIX = 'mmgrc::'
 # A link to the repository's configs/ in a checkout, a folder in a wheel.
@@ -136,3 +137,18 @@ def build_model(config: Config) -> nn.Module:
             f'environment of your own: {compile_mmcv_command()})'
         )
     return model
+
+
+def steps_of_test(config: Config) -> list[dict]:
+    """The steps that prepare an image for the detector of a config.
+
+    Raises:
+        InputError: The config has none.
+    """
+    try:
+        return get_test_pipeline_cfg(config)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f'the config {config.filename} has no test_dataloader.dataset.pipeline, which says how images are resized: '
+            'add it'
+        ) from error

@@ -34,6 +34,23 @@ def test_checkpoint_brings_classes_and_palette(model, config):
     assert [tuple(c) for c in model.dataset_meta['palette']] == [tuple(c) for c in meta['palette']]
 
 
+def test_a_checkpoint_without_names(model, trained, tmp_path, recwarn):
+    """It gets the classes of the config, and not those of COCO."""
+    content = torch.load(trained / 'epoch_2.pth', weights_only=False)
+    torch.save({'state_dict': content['state_dict']}, tmp_path / 'weights.pth')
+    config = Config.fromfile(trained / 'mask_rcnn_grc_pvt.py')
+    found = load_detector(config, str(tmp_path / 'weights.pth'), 'cpu').dataset_meta
+    assert tuple(found['classes']) == tuple(model.dataset_meta['classes'])
+    assert not any('COCO classes' in str(warning.message) for warning in recwarn)
+
+
+def test_a_config_without_a_test_set(trained):
+    config = Config.fromfile(trained / 'mask_rcnn_grc_pvt.py')
+    config.test_dataloader = None
+    with pytest.raises(InputError, match=r'mask_rcnn_grc_pvt\.py has no test_dataloader\.dataset\.pipeline'):
+        load_detector(config, str(trained / 'epoch_2.pth'), 'cpu')
+
+
 def test_writes_what_mmdetections_inferencer_finds(model, trained, shapes, tmp_path):
     """`DetInferencer` takes config and checkpoint after `import mmgrc`, and gives the same detections as the file."""
     images = sorted((shapes / 'val').glob('*.png'))[:2]

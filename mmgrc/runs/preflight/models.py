@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, LOOPS, PARAM_SCHEDULERS, Registry, init_default_scope
-from torch import nn
+from torch import Tensor, nn
 
 from mmgrc.engine.ranks import is_first_of_machine
 from mmgrc.models import GRC
@@ -103,7 +103,7 @@ def _local(source: str, without: str) -> Path | None:
 
 
 def _check_fit(checkpoint: dict, model: nn.Module, source: str) -> None:
-    state, own = checkpoint_state(checkpoint), model.state_dict()
+    state, own = _loaded_state(checkpoint, source), model.state_dict()
     if not any(key in own and own[key].shape == value.shape for key, value in state.items()):
         raise InputError(
             f'no tensor of {source} (load_from) fits the model: it has {", ".join(list(state)[:3]) or "none"} ..., the '
@@ -116,6 +116,20 @@ def _check_fit(checkpoint: dict, model: nn.Module, source: str) -> None:
                 'the model. Set grc.cache_sizes and grc.cache_ratio to what it was trained with, or write a resized '
                 'checkpoint with tools/convert_checkpoint.py --resize-caches'
             )
+
+
+def _loaded_state(checkpoint: dict, source: str) -> dict[str, Tensor]:
+    """The tensors that MMEngine reads from a checkpoint.
+
+    Raises:
+        InputError: The checkpoint has them where MMEngine does not look. The model would keep its random weights.
+    """
+    if 'state_dict' not in checkpoint and isinstance(checkpoint.get('model'), Mapping):
+        raise InputError(
+            f"{source} has its weights under the key 'model', and MMEngine reads them under 'state_dict'. Write such a "
+            f"file: torch.save({{'state_dict': torch.load({source!r})['model']}}, 'weights.pth')"
+        )
+    return checkpoint_state(checkpoint)
 
 
 def _fetch(url: str, without: str) -> Path | None:
@@ -220,7 +234,7 @@ def check_checkpoint(config: Config, path: str, model: nn.Module | None = None) 
         checkpoint = read_checkpoint(path)
     except ValueError as error:
         raise InputError(str(error)) from error
-    state = checkpoint_state(checkpoint)
+    state = _loaded_state(checkpoint, path)
     own = (build_model(config) if model is None else model).state_dict()
     problems = {
         'are missing in it': [key for key in own if key not in state],

@@ -51,6 +51,21 @@ def test_checkpoint_of_other_classes(config, checkpoint, said):
         check_checkpoint(config, str(checkpoint))
 
 
+def test_weights_where_mmengine_does_not_look(config, tmp_path):
+    """It would load none of them, and say so only in its log."""
+    model, path = build_model(config), tmp_path / 'own.pth'
+    torch.save({'model': model.state_dict(), 'epoch': 1}, path)
+    words = r"own\.pth has its weights under the key 'model', and MMEngine reads them under 'state_dict'\. Write such a"
+    with pytest.raises(InputError, match=words):
+        check_checkpoint(config, str(path))
+    config.load_from = str(path)
+    with pytest.raises(InputError, match=words):
+        check_weights(config, model)
+    torch.save({'state_dict': torch.load(path)['model']}, path)
+    check_checkpoint(config, str(path))
+    check_weights(config, model)
+
+
 def test_explicit_checkpoint_that_is_damaged(config, checkpoint, tmp_path):
     assert check_resume(config, str(checkpoint), str(tmp_path)) == str(checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])

@@ -97,11 +97,23 @@ def find_images(source: str, out_dir: str | Path | None = None) -> list[Path]:
             pattern.
 
     Raises:
-        InputError: There are no images, or there are videos among them.
+        InputError: There are no images, there are videos among them, or a drawing would replace an image.
     """
     path = Path(source).expanduser()
-    if path.is_file():
-        return [path]
+    files = [path] if path.is_file() else _search(path, out_dir)
+    if out_dir is not None:
+        images = {p.resolve() for p in files}
+        for drawing in (Path(out_dir, 'drawings', name) for name in _drawing_names(files).values()):
+            if drawing.resolve() in images:
+                raise InputError(
+                    f'{drawing} is one of the images, and a drawing would replace it: choose another folder with '
+                    '--out-dir'
+                )
+    return files
+
+
+def _search(path: Path, out_dir: str | Path | None) -> list[Path]:
+    """The images in a folder or of a pattern, see :func:`find_images`."""
     if path.is_dir():
         files = files_below(path)
     else:
@@ -113,15 +125,15 @@ def find_images(source: str, out_dir: str | Path | None = None) -> list[Path]:
     videos = [p for p in files if p.suffix.lower() in VIDEO_SUFFIXES]
     if videos:
         raise InputError(
-            f'{source} has videos ({first_few(videos)}): give each video in a command of its own, by its path, and '
+            f'{path} has videos ({first_few(videos)}): give each video in a command of its own, by its path, and '
             "images without videos, such as by the quoted pattern 'FOLDER/*.jpg'"
         )
     if path.is_dir():
         files = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
         if not files:
-            raise InputError(f'the folder {source} has no images (looked for {", ".join(IMAGE_SUFFIXES)})')
+            raise InputError(f'the folder {path} has no images (looked for {", ".join(IMAGE_SUFFIXES)})')
     elif not files:
-        raise InputError(f'there is no image, no video, no folder and no match of a pattern at {source}')
+        raise InputError(f'there is no image, no video, no folder and no match of a pattern at {path}')
     return files
 
 

@@ -200,8 +200,12 @@ def test_images_of_a_folder(tmp_path):
     assert found(folder, out_dir) == ['a.png', 'detections/other.jpg', 'link/c.jpg']
     assert found(f'{folder}/*/*.jpg', out_dir) == ['detections/other.jpg', 'link/c.jpg']
     assert found(folder) == ['a.png', 'detections/drawings/a.jpg', 'detections/other.jpg', 'link/c.jpg']
-    # They may be the images that are meant.
-    assert found(out_dir / 'drawings', out_dir) == ['detections/drawings/a.jpg']
+    # They may be the images that are meant, but are not replaced.
+    for source in (out_dir / 'drawings', out_dir / 'drawings' / 'a.jpg'):
+        with pytest.raises(InputError, match=r'drawings/a\.jpg is one of the images, and a drawing would replace it'):
+            find_images(str(source), out_dir)
+    (out_dir / 'drawings' / 'a.jpg').rename(out_dir / 'drawings' / 'a.png')
+    assert found(out_dir / 'drawings', out_dir) == ['detections/drawings/a.png']
 
 
 def test_patterns(tmp_path):

@@ -25,7 +25,8 @@ def main() -> str | None:
     try:
         # The default is in the work dir, which is not created.
         if args.out:
-            check_output_file(args.out)
+            # Any other file in a work dir is one of the run.
+            check_output_file(args.out, ('.html', '.htm'))
         notes = write_report(args.work_dir, out, args.predictions)
     except (OSError, ValueError, InputError) as error:
         return f'report: {error}'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import cv2
 
@@ -26,6 +27,8 @@ def main() -> str | None:
     args = parser.parse_args()
     try:
         check_image_file(args.out)
+        if Path(args.out).resolve() == Path(args.image).resolve():
+            raise InputError(f'{args.out} is the image itself: choose another file with --out')
         image = read_image(args.image)
         model = load_detector(load_config(args.config), args.checkpoint, args.device)
         try:

@@ -52,13 +52,13 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
         path: File to write.
 
     Raises:
-        InputError: A part of the detector cannot be exported, a library is missing, there can be no such file, or the
-            config has no test pipeline.
+        InputError: A part of the detector cannot be exported, a library is missing, there can be no such file, it has
+            another suffix than ``.onnx``, or the config has no test pipeline.
         OSError: The file cannot be written. An earlier file of that name is intact.
     """
     check_libraries()
     check_supported(model)
-    check_output_file(path)
+    check_output_file(path, ('.onnx',))
     metadata, exportable = _metadata(model), make_exportable(model)
     # With gradients enabled, PyTorch traces another kernel for Swin's attention than the one it lowers to ONNX.
     with torch.no_grad(), _silence_exporter():

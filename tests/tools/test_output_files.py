@@ -57,6 +57,20 @@ def test_name_without_a_format(run_tool, commands, tmp_path, tool):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_of_the_run_is_not_replaced(run_tool, commands, trained):
+    config, checkpoint, image = commands['visualize_memory'][0][:3]
+    for tool, path, message in (
+        ('visualize_memory', image, 'is the image itself'),
+        ('export_onnx', checkpoint, 'name it .onnx'),
+        ('report', config, 'name it .html or .htm'),
+    ):
+        before = path.read_bytes()
+        result = run_tool(tool, *commands[tool][0], path)
+        assert result.returncode == 1
+        assert message in result.stderr.splitlines()[-1]
+        assert path.read_bytes() == before
+
+
 def test_folder_is_created(run_tool, commands, tmp_path):
     for tool, suffix in (('plot_run', '.SVG'), ('plot_lambda', '.png'), ('convert_checkpoint', '.pth')):
         arguments, _ = commands[tool]

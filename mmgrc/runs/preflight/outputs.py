@@ -39,11 +39,11 @@ def check_output_file(path: str | Path, suffixes: Collection[str] = ()) -> None:
         InputError: The file cannot be written, or has another suffix.
     """
     path = Path(path)
-    if suffixes and path.suffix not in suffixes:
-        raise InputError(f'{path}: name it {" or ".join(suffixes)}')
     try:
         if path.is_dir():
             raise InputError(f'{path} is a folder: give the name of the file to write')
+        if suffixes and path.suffix not in suffixes:
+            raise InputError(f'{path}: name it {" or ".join(suffixes)}')
         exists = path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open('ab'):

@@ -218,11 +218,15 @@ def _memory(work_dir: Path, notes: list[str]) -> str:
     series = read_monitor(work_dir)
     content = ''
     if series:
-        pictures = [
-            _picture(lambda axis, q=quantity, t=title: draw_monitor(axis, series[q], t), title)
-            for quantity, title in _MONITORED.items()
-            if quantity in series
-        ]
+        try:
+            pictures = [
+                _picture(lambda axis, q=quantity, t=title: draw_monitor(axis, series[q], t), title)
+                for quantity, title in _MONITORED.items()
+                if quantity in series
+            ]
+        except ValueError as error:
+            # A backbone of the user's own, with its own names of layers.
+            pictures = [_note(f'The logged memory is not drawn: {error}', notes)]
         skipped = max(series.get('grc_skipped_steps', {}).get('', {0: 0}).values())
         content += _grid(pictures) + f'<p>Steps that were not stored because a value was not finite: {skipped:g}.</p>'
     else:

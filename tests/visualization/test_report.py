@@ -153,6 +153,17 @@ def test_without_predictions_and_monitor(trained, tmp_path):
     assert len(Page((tmp_path / 'report.html').read_text()).images) == 2
 
 
+def test_the_memory_of_another_backbone(trained, tmp_path):
+    """Its layers have other names. The rest of the report is written."""
+    work_dir = tmp_path / 'run'
+    shutil.copytree(trained, work_dir, ignore=shutil.ignore_patterns('*.pth'))
+    (log,) = work_dir.glob('*/vis_data/scalars.json')
+    log.write_text(log.read_text().replace('backbone.layers.', 'backbone.own.'))
+    notes = write_report(work_dir, tmp_path / 'report.html')
+    assert notes[0].startswith("The logged memory is not drawn: 'backbone.own.")
+    assert len(Page((tmp_path / 'report.html').read_text()).images) == 2
+
+
 def test_predictions_of_another_data_set(report, tmp_path):
     predictions = load(report.parent / 'predictions.pkl')
     for content, message in {

@@ -23,6 +23,7 @@ __all__ = [
     'draw_losses',
     'draw_metrics',
     'draw_monitor',
+    'find_logs',
     'metric_label',
     'pick_metrics',
     'plot_run',
@@ -39,8 +40,8 @@ _METRICS_SHOWN = 6
 _NO_METRICS = ('time', 'data_time', 'step', 'iter', 'epoch', 'memory')
 
 
-def _logs(work_dir: str | Path) -> list[Path]:
-    """The logs of the runs in a work dir, oldest first, including those before each resumption."""
+def find_logs(work_dir: str | Path) -> list[Path]:
+    """The logs of the trainings in a work dir, oldest first, including those before each resumption."""
     return sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
 
 
@@ -78,7 +79,7 @@ def read_scalars(work_dir: str | Path) -> tuple[dict[int, dict], dict[int, dict]
     training: dict[int, dict] = {}
     validations: list[dict] = []
     last = 0
-    for log in _logs(work_dir):
+    for log in find_logs(work_dir):
         records = list(_records(log))
         first = _first_iteration(records)
         training = {step: record for step, record in training.items() if step < first}
@@ -205,7 +206,7 @@ def read_monitor(work_dir: str | Path) -> dict[str, dict[str, dict[int, float]]]
         those of earlier ones as in :func:`read_scalars`.
     """
     logged: list[dict] = []
-    for log in _logs(work_dir):
+    for log in find_logs(work_dir):
         records = list(_records(log))
         first = _first_iteration(records)
         logged = [record for record in logged if record['step'] < first]

@@ -30,6 +30,7 @@ from .curves import (
     draw_losses,
     draw_metrics,
     draw_monitor,
+    find_logs,
     metric_label,
     pick_metrics,
     read_monitor,
@@ -103,7 +104,11 @@ def write_report(work_dir: str | Path, out: str | Path, predictions: str | Path 
     """
     work_dir = Path(work_dir)
     training, validation = read_scalars(work_dir)
+    log = find_logs(work_dir)[-1]
     config = load_config(str(_newest(work_dir.glob('*.py'), f'a config in {work_dir}')))
+    # By default a test has the same work dir, and replaces the config there.
+    own = log.with_name('config.py')
+    trained = load_config(str(own)) if own.is_file() else config
     if predictions is None:
         predictions = work_dir / 'predictions.pkl'
     elif not Path(predictions).is_file():
@@ -111,15 +116,15 @@ def write_report(work_dir: str | Path, out: str | Path, predictions: str | Path 
 
     notes: list[str] = []
     sections = [
-        _summary(config, training, validation),
+        _summary(trained, training, validation),
         ('Curves', _grid(_curves(training, validation))),
         ('Memory', _memory(work_dir, notes)),
         *([] if _is_classifier(config) else _detections(config, work_dir, Path(predictions), notes)),
-        ('Environment', _table(['', ''], _environment(work_dir))),
+        ('Environment', _table(['', ''], _environment(log.parent.parent))),
         (
             'Config',
             f'<details><summary>{escape(Path(config.filename).name)}</summary>'
-            f'<pre>{escape(config.pretty_text)}</pre></details>',
+            f'<pre>{escape(trained.pretty_text)}</pre></details>',
         ),
     ]
     body = '\n'.join(f'<h2>{escape(title)}</h2>\n{content}' for title, content in sections)
@@ -329,9 +334,9 @@ def _examples(found: Sequence[dict], test_set: TestSet, notes: list[str]) -> str
     return _grid(pictures) + ''.join(_note(f'Of the examples: {problem}', notes) for problem in problems)
 
 
-def _environment(work_dir: Path) -> list[tuple[str, str]]:
-    """MMEngine's log of the environment at the start of the newest run."""
-    logs = sorted(work_dir.glob('*/*.log'))
+def _environment(folder: Path) -> list[tuple[str, str]]:
+    """MMEngine's log of the environment at the start of the run that wrote to the folder."""
+    logs = sorted(folder.glob('*.log'))
     if not logs:
         return [('environment', 'there is no log of it')]
     block = re.search(r'System environment:\n(.*?)\n-{20}', logs[-1].read_text(errors='replace'), re.S)

@@ -153,6 +153,21 @@ def test_without_predictions_and_monitor(trained, tmp_path):
     assert len(Page((tmp_path / 'report.html').read_text()).images) == 2
 
 
+def test_a_later_test_in_the_work_dir(trained, tmp_path):
+    """Its default work dir is that of the training. Environment and config are still those of the training."""
+    work_dir = tmp_path / 'run'
+    shutil.copytree(trained, work_dir)
+    config = work_dir / 'mask_rcnn_grc_pvt.py'
+    config.write_text(config.read_text().replace('max_epochs=2', 'max_epochs=77'))
+    (work_dir / '99991231_000000').mkdir()
+    (work_dir / '99991231_000000' / '99991231_000000.log').write_text('of the test')
+    write_report(work_dir, tmp_path / 'report.html')
+    page = Page((tmp_path / 'report.html').read_text())
+    assert mmengine.__version__ in page.cells
+    assert 'max_epochs=77' in config.read_text()
+    assert 'max_epochs=77' not in (tmp_path / 'report.html').read_text()
+
+
 def test_the_memory_of_another_backbone(trained, tmp_path):
     """Its layers have other names. The rest of the report is written."""
     work_dir = tmp_path / 'run'

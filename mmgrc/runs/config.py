@@ -22,7 +22,7 @@ from torch import nn
 from mmgrc.env.mmcv_ops import missing_ops
 from mmgrc.env.versions import compile_mmcv_command
 
-from .error import InputError
+from .error import InputError, as_input_error
 from .options import unused_options
 
 __all__ = ['CONFIG_DIR', 'build_model', 'config_path', 'load_config', 'register_config_prefix', 'steps_of_test']
@@ -107,13 +107,10 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
         raise InputError(f'there is no config {path}. Did you mean one of these? {", ".join(near)}')
     # mmengine prints it for each base config. requirements.txt pins setuptools, which is the remedy.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
-    try:
+    with as_input_error(f'the config {path} cannot be read'):
         config = Config.fromfile(str(resolved))
         before = config.to_dict()
         config.merge_from_dict(dict(options or {}))
-    except Exception as error:
-        # Configs are Python: they may raise anything.
-        raise InputError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
     for message in unused_options(before, config.to_dict(), options or {}):
         print_log(message, logger='current', level=logging.WARNING)
     return config

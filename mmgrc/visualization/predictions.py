@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.fileio import load
 from mmengine.registry import init_default_scope
 
-from mmgrc.runs.error import InputError
+from mmgrc.runs.error import InputError, as_input_error
 from mmgrc.runs.preflight import CocoFiles, check_datasets
 from mmgrc.runs.preflight.coco_file import require_masks
 
@@ -45,11 +45,8 @@ def read_test_set(config: Config) -> TestSet:
         raise InputError('the config has no test_dataloader: there is no ground truth to draw')
     check_datasets(config, ('test_dataloader',))
     init_default_scope(config.get('default_scope') or 'mmdet')
-    try:
+    with as_input_error('the test set cannot be built'):
         dataset = DATASETS.build(dict(config.test_dataloader.dataset, lazy_init=True))
-    except Exception as error:
-        # Data sets are third-party code and may raise anything.
-        raise InputError(f'the test set cannot be built: {type(error).__name__}: {error}') from error
     path = getattr(dataset, 'ann_file', None)
     if not path:
         raise InputError(f"the test set is a {type(dataset).__name__}: it has no annotation file in COCO's format")

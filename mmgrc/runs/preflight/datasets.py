@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
@@ -24,13 +24,12 @@ from torch.utils.data import Dataset
 from mmgrc.datasets.images import header_size, is_truncated_jpeg
 
 from ..classes import registered_class
-from ..error import InputError, first_few
+from ..error import InputError, as_input_error, first_few
 from .coco_file import count_beyond, index_coco, label_problems, read_coco_file, require_masks, why_left_out
 
 __all__ = [
     'CocoFiles',
     'build_loader',
-    'call',
     'check_datasets',
     'dataset_configs',
     'head_classes',
@@ -38,7 +37,6 @@ __all__ = [
     'read_datasets',
 ]
 
-_T = TypeVar('_T')
 # This many images of a file are opened, evenly spaced. That finds systematic faults, and takes a second for COCO.
 _HEADERS = 2000
 # This many images whose headers do not fit the file are decoded to see how they are loaded.
@@ -206,23 +204,8 @@ def _build_dataset(config: dict, whole: Config, sets: _Sets) -> Dataset | None:
     inner = [_build_dataset(entry, whole, sets) for entry in entries]
     if None in inner:
         return None
-    return call(
-        lambda: DATASETS.build({**config, wrapped: inner[0] if wrapped == 'dataset' else inner}),
-        f'the data set of {sets.loader} cannot be built',
-    )
-
-
-def call(function: Callable[[], _T], message: str) -> _T:
-    """Call third-party code.
-
-    Raises:
-        InputError: It raised an error, which follows the message.
-    """
-    try:
-        return function()
-    except Exception as error:
-        # Constructors of MMDetection or of a plug-in may raise anything.
-        raise InputError(f'{message}: {type(error).__name__}: {error}') from error
+    with as_input_error(f'the data set of {sets.loader} cannot be built'):
+        return DATASETS.build({**config, wrapped: inner[0] if wrapped == 'dataset' else inner})
 
 
 def _read_coco(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
@@ -230,9 +213,8 @@ def _read_coco(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
     kind = registered_class(config, DATASETS)
     if kind is None or not _reads_plain_coco(kind):
         return None
-    dataset = call(
-        lambda: DATASETS.build({**config, 'lazy_init': True}), f'the data set of {sets.loader} cannot be built'
-    )
+    with as_input_error(f'the data set of {sets.loader} cannot be built'):
+        dataset = DATASETS.build({**config, 'lazy_init': True})
     if not dataset.ann_file or not is_local(dataset.ann_file, dataset.backend_args):
         return None
     path, classes = dataset.ann_file, _classes(dataset, sets.loader)
@@ -248,10 +230,11 @@ def _read_coco(config: dict, whole: Config, sets: _Sets) -> CocoDataset | None:
             raise InputError(str(error)) from error
     # MMDetection's own reader, on the file that has been read already.
     dataset.COCOAPI = lambda _: coco
-    found = call(dataset.load_data_list, f'MMDetection cannot read {path}, of {sets.loader}')
-    dataset.load_data_list = lambda: found
-    dataset.serialize_data = False
-    call(dataset.full_init, f'MMDetection cannot read {path}, of {sets.loader}')
+    with as_input_error(f'MMDetection cannot read {path}, of {sets.loader}'):
+        found = dataset.load_data_list()
+        dataset.load_data_list = lambda: found
+        dataset.serialize_data = False
+        dataset.full_init()
     problems += _left_out(dataset, found, coco, classes, masks and training)
     beyond, count = count_beyond(coco), len(coco.anns)
     if beyond > count / 10:
@@ -469,7 +452,8 @@ def build_loader(config: dict, dataset: Dataset | None, loader: str) -> None:
         dataset.__deepcopy__ = lambda _: dataset
         config['dataset'] = dataset
     try:
-        call(lambda: Runner.build_dataloader(config, seed=0), f'{loader} cannot be built')
+        with as_input_error(f'{loader} cannot be built'):
+            Runner.build_dataloader(config, seed=0)
     finally:
         # Otherwise it would be a reference cycle, and stay in memory.
         vars(config['dataset']).pop('__deepcopy__', None)

@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData
 from torch.utils.data import Dataset
 
 from ..classes import hook_configs, registered_class
-from ..error import InputError, first_few
+from ..error import InputError, as_input_error, first_few
 from ..quiet import quiet
 from .coco_file import require_crowd, require_masks
 from .datasets import CocoFiles, head_classes, is_local
@@ -62,12 +62,8 @@ def check_evaluator(config: Config, phase: str, dataset: Dataset | None, files: 
     name, settings = names[2], config[names[2]]
     for metric in _metrics(settings):
         _check_file(config, metric, name, dataset, files)
-    try:
-        with quiet():
-            evaluator = EVALUATOR.build(dict(settings)) if _has_metrics(settings) else Evaluator(settings)
-    except Exception as error:
-        # A metric's constructor may raise anything.
-        raise InputError(f'{name} cannot be built: {type(error).__name__}: {error}') from error
+    with as_input_error(f'{name} cannot be built'), quiet():
+        evaluator = EVALUATOR.build(dict(settings)) if _has_metrics(settings) else Evaluator(settings)
     for metric in evaluator.metrics:
         _check_output(metric)
         _check_top(config, metric, name)
@@ -247,13 +243,8 @@ def _try(evaluator: Evaluator, metrics: Sequence[CocoMetric], dataset: Dataset, 
     masks = any('segm' in metric.metrics for metric in metrics)
     for index in np.unique(np.linspace(0, len(dataset) - 1, _TRIED).round().astype(int)).tolist():
         info = dataset.get_data_info(index)
-        try:
+        with as_input_error(f'the image {info.get("img_path")} cannot be used'):
             sample = dataset[index]['data_samples']
-        except Exception as error:
-            # A transform may raise anything.
-            raise InputError(
-                f'the image {info.get("img_path")} cannot be used: {type(error).__name__}: {error}'
-            ) from error
         sample.pred_instances = _made_up(sample, info.get('instances', []), masks)
         samples.append(sample)
     evaluator.metrics = list(metrics)
@@ -262,16 +253,10 @@ def _try(evaluator: Evaluator, metrics: Sequence[CocoMetric], dataset: Dataset, 
         # Nothing is written, and only these images are evaluated.
         metric.outfile_prefix = None
         metric.img_ids = [sample.img_id for sample in samples]
-    try:
-        with quiet():
-            evaluator.process(data_samples=samples, data_batch=None)
-            evaluator.evaluate(len(samples))
-    except Exception as error:
-        # A metric may raise anything at the end of an epoch.
-        raise InputError(
-            f'{name} fails on made-up detections of {len(samples)} images, as it would after the first epoch: '
-            f'{type(error).__name__}: {error}'
-        ) from error
+    failure = f'{name} fails on made-up detections of {len(samples)} images, as it would after the first epoch'
+    with as_input_error(failure), quiet():
+        evaluator.process(data_samples=samples, data_batch=None)
+        evaluator.evaluate(len(samples))
 
 
 def _made_up(sample: DetDataSample, objects: Sequence[Mapping], masks: bool) -> InstanceData:

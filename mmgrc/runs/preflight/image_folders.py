@@ -15,9 +15,9 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
-from ..error import InputError, first_few
+from ..error import InputError, as_input_error, first_few
 from ..quiet import quiet
-from .datasets import build_loader, call, dataset_configs, is_local
+from .datasets import build_loader, dataset_configs, is_local
 
 __all__ = ['check_image_folders', 'read_image_folders']
 
@@ -69,11 +69,9 @@ def _datasets(config: Config, loaders: Sequence[str]) -> Iterator[tuple[str, Bas
             with DATASETS.switch_scope_and_registry(None) as registry:
                 kind = registry.get(entry['type']) if isinstance(entry.get('type'), str) else entry.get('type')
             if isinstance(kind, type) and issubclass(kind, CustomDataset):
-                yield loader, _build({**entry, 'lazy_init': True}, loader)
-
-
-def _build(config: dict, loader: str) -> BaseDataset:
-    return call(lambda: DATASETS.build(config), f'the data set of {loader} cannot be built')
+                with as_input_error(f'the data set of {loader} cannot be built'):
+                    dataset = DATASETS.build({**entry, 'lazy_init': True})
+                yield loader, dataset
 
 
 def _missing(path: Path, loader: str) -> str:
@@ -151,8 +149,8 @@ def read_image_folders(config: Config, loaders: Sequence[str]) -> dict[str, int]
     """
     images = {}
     for loader, dataset in _datasets(config, loaders):
-        with quiet():
-            call(dataset.full_init, f'mmpretrain cannot read the data set of {loader}')
+        with as_input_error(f'mmpretrain cannot read the data set of {loader}'), quiet():
+            dataset.full_init()
         _check_labels(dataset, loader)
         _check_images(dataset, loader)
         if 'dataset' not in config[loader]['dataset']:

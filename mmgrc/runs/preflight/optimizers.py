@@ -14,7 +14,7 @@ from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from ..classes import find_class
-from ..error import InputError
+from ..error import InputError, as_input_error
 from ..options import LIKE
 from ..quiet import quiet
 
@@ -51,14 +51,8 @@ def check_optimizer(config: Config, model: nn.Module, amp: bool = False, auto_sc
         raise InputError(f'optim_wrapper.optimizer.type={kind!r}: there is no such optimizer, but {", ".join(near)}')
     custom_keys = (settings.get('paramwise_cfg') or {}).get('custom_keys') or {}
     _check_entries(custom_keys)
-    try:
-        with quiet():
-            optimizer = build_optim_wrapper(model, settings)
-    except Exception as error:
-        # A constructor, a wrapper or an optimizer may raise anything.
-        raise InputError(
-            f'optim_wrapper of {config.filename} cannot be built: {type(error).__name__}: {error}'
-        ) from error
+    with as_input_error(f'optim_wrapper of {config.filename} cannot be built'), quiet():
+        optimizer = build_optim_wrapper(model, settings)
     # Other constructors have their own rules.
     if settings.get('constructor', 'DefaultOptimWrapperConstructor') == 'DefaultOptimWrapperConstructor':
         for warning in _without_effect(custom_keys, model):

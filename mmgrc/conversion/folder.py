@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mmgrc.datasets.images import files_below, image_size
+from mmgrc.datasets.images import IMAGE_SUFFIXES, files_below, image_size
 from mmgrc.runs.error import InputError, first_few
 
-__all__ = ['IMAGE_SUFFIXES', 'Folder', 'first_bytes', 'read_json', 'read_text', 'read_xml', 'split_of']
+__all__ = ['Folder', 'first_bytes', 'read_json', 'read_text', 'read_xml', 'split_of']
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 _MASK_FOLDERS = ('SegmentationObject', 'SegmentationClass')
 _SHOWN = 5
 """This many faults of a kind are named."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import mmcv
@@ -12,8 +14,19 @@ import numpy as np
 from mmengine import fileio
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ['files_below', 'header_size', 'image_size', 'is_truncated_jpeg', 'read_image']
+__all__ = [
+    'IMAGE_SUFFIXES',
+    'evenly_spaced',
+    'files_below',
+    'header_size',
+    'image_size',
+    'is_truncated_jpeg',
+    'read_image',
+]
 
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+"""What is searched for in folders. A file that is named may have any suffix."""
+_T = TypeVar('_T')
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = b'\xff\xd8', b'\xff\xd9', 0xDA
 
@@ -30,6 +43,12 @@ def files_below(root: str | Path) -> list[Path]:
         seen.add(real)
         files += [Path(parent, name) for name in names if not name.startswith('.')]
     return sorted(files)
+
+
+def evenly_spaced(images: Sequence[_T], count: int) -> list[_T]:
+    """Choose ``count`` images at equal distances, from the first to the last, or all if there are fewer."""
+    places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+    return [images[place] for place in places.tolist()]
 
 
 def read_image(path: str | Path) -> np.ndarray:

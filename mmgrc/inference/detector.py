@@ -18,7 +18,7 @@ from mmengine.config import Config
 from pycocotools import mask as coco_mask
 from torch import nn
 
-from mmgrc.datasets.images import files_below, read_image
+from mmgrc.datasets.images import IMAGE_SUFFIXES, files_below, read_image
 from mmgrc.runs.config import steps_of_test
 from mmgrc.runs.error import InputError, first_few
 from mmgrc.runs.preflight import check_checkpoint
@@ -34,11 +34,9 @@ __all__ = [
     'find_images',
     'find_objects',
     'load_detector',
-    'read_image',
     'select_classes',
 ]
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.wmv', '.flv', '.ts', '.3gp')
 
 

@@ -15,7 +15,7 @@ from matplotlib.patches import Polygon, Rectangle
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mmgrc.datasets.images import read_image
+from mmgrc.datasets.images import evenly_spaced, read_image
 
 from .predictions import check_predictions
 from .text import write_plainly
@@ -78,13 +78,12 @@ def draw_predictions(
         OSError: The picture cannot be written.
     """
     check_predictions(predictions, truth, classes)
-    chosen = np.linspace(0, len(predictions) - 1, min(count, len(predictions))).round().astype(int)
     labels = {
         category['id']: classes.index(name) for category in truth.cats.values() if (name := category['name']) in classes
     }
     notes: list[str] = []
     images = []
-    for prediction in (predictions[index] for index in chosen):
+    for prediction in evenly_spaced(predictions, count):
         try:
             image = read_image(prediction['img_path'])[..., ::-1]
         except ValueError as error:

@@ -12,7 +12,6 @@ from html import escape
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmdet.evaluation import CocoMetric
@@ -21,6 +20,7 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
 
+from mmgrc.datasets.images import evenly_spaced
 from mmgrc.runs.classes import registered_class
 from mmgrc.runs.config import load_config
 from mmgrc.runs.error import InputError
@@ -323,13 +323,13 @@ def _examples(found: Sequence[dict], test_set: TestSet, notes: list[str]) -> str
     with tempfile.TemporaryDirectory() as folder:
         # JPEG: photographs are much smaller.
         picture = Path(folder, 'example.jpg')
-        for index in np.linspace(0, len(found) - 1, min(_EXAMPLES, len(found))).round().astype(int):
+        for prediction in evenly_spaced(found, _EXAMPLES):
             try:
-                problems += draw_predictions([found[index]], *test_set, picture, 1)
+                problems += draw_predictions([prediction], *test_set, picture, 1)
             except ValueError as error:
                 problems.append(str(error))
                 continue
-            name = f'ground truth beside predictions, image {found[index]["img_id"]}'
+            name = f'ground truth beside predictions, image {prediction["img_id"]}'
             pictures.append(_image(picture.read_bytes(), name, 'jpeg'))
     return _grid(pictures) + ''.join(_note(f'Of the examples: {problem}', notes) for problem in problems)
 

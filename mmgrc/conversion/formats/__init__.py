@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from ...runs.error import InputError, first_few
+from mmgrc.runs.error import InputError, first_few
+
 from ..folder import Folder, first_bytes
 from ..shapes import Source
 from . import cvat, label_studio, labelme, voc, yolo

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ...runs.error import InputError
+from mmgrc.runs.error import InputError
+
 from ..folder import Folder, first_bytes, read_xml
 from ..shapes import LabelledImage, Shape, Source, coordinates, ellipse, encode, rectangle
 

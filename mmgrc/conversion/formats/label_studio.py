@@ -8,7 +8,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from ..folder import IMAGE_SUFFIXES, Folder, read_json
+from mmgrc.datasets.images import IMAGE_SUFFIXES
+
+from ..folder import Folder, read_json
 from ..shapes import LabelledImage, Shape, Source, coordinates, ellipse, encode, rectangle
 
 __all__ = ['decode_brush', 'is_annotation', 'read']

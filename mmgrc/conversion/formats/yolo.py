@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ...runs.error import InputError, first_few
-from ..folder import IMAGE_SUFFIXES, Folder, read_text, split_of
+from mmgrc.datasets.images import IMAGE_SUFFIXES
+from mmgrc.runs.error import InputError, first_few
+
+from ..folder import Folder, read_text, split_of
 from ..shapes import LabelledImage, Shape, Source, rectangle
 
 __all__ = ['find_classes', 'read']

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
@@ -21,7 +20,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
-from mmgrc.datasets.images import header_size, is_truncated_jpeg
+from mmgrc.datasets.images import evenly_spaced, header_size, is_truncated_jpeg
 
 from ..classes import registered_class
 from ..error import InputError, as_input_error, first_few
@@ -359,9 +358,9 @@ def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> lis
     loader = next((step for step in dataset.pipeline.transforms if isinstance(step, LoadImageFromFile)), None)
     if loader is None:
         return []
-    chosen = np.unique(np.linspace(0, len(found) - 1, min(len(found), _HEADERS)).round().astype(int))
+    chosen = evenly_spaced(found, _HEADERS)
     unread, other, decoded, suffixes = [], [], 0, set()
-    for info in (found[index] for index in chosen):
+    for info in chosen:
         image, stated = info['img_path'], (info['height'], info['width'])
         size, suffix = header_size(image), os.path.splitext(image)[1]
         # One of each kind is decoded in any case: OpenCV cannot read all that have a header.

@@ -6,7 +6,6 @@ import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
 import torch
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation import CocoMetric
@@ -18,6 +17,8 @@ from mmengine.logging import print_log
 from mmengine.registry import EVALUATOR, init_default_scope
 from mmengine.structures import InstanceData
 from torch.utils.data import Dataset
+
+from mmgrc.datasets.images import evenly_spaced
 
 from ..classes import hook_configs, registered_class
 from ..error import InputError, as_input_error, first_few
@@ -241,7 +242,7 @@ def _try(evaluator: Evaluator, metrics: Sequence[CocoMetric], dataset: Dataset, 
     """
     samples = []
     masks = any('segm' in metric.metrics for metric in metrics)
-    for index in np.unique(np.linspace(0, len(dataset) - 1, _TRIED).round().astype(int)).tolist():
+    for index in evenly_spaced(range(len(dataset)), _TRIED):
         info = dataset.get_data_info(index)
         with as_input_error(f'the image {info.get("img_path")} cannot be used'):
             sample = dataset[index]['data_samples']

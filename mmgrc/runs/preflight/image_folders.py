@@ -15,6 +15,8 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
+from mmgrc.datasets.images import evenly_spaced
+
 from ..error import InputError, as_input_error, first_few
 from ..quiet import quiet
 from .datasets import build_loader, dataset_configs, is_local
@@ -192,8 +194,7 @@ def _check_images(dataset: BaseDataset, loader: str) -> None:
     Raises:
         InputError: One of them cannot be decoded.
     """
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), _DECODED)).round().astype(int))
-    paths = [dataset.get_data_info(int(index))['img_path'] for index in chosen]
+    paths = [dataset.get_data_info(index)['img_path'] for index in evenly_spaced(range(len(dataset)), _DECODED)]
     bad = [f'{path} ({problem})' for path in paths if is_local(path, None) and (problem := _problem(path))]
     if bad:
         raise InputError(

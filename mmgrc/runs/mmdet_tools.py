@@ -23,8 +23,7 @@ from .tool import Tool, check_training, run_tool
 
 __all__ = ['main']
 
-_LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
-_EVALUATED = {'train': 'val', 'test': 'test'}
+_TRAIN_LOADERS, _TEST_LOADERS = ('train_dataloader', 'val_dataloader'), ('test_dataloader',)
 
 
 def _require_detector(config: Config, tool: str) -> None:
@@ -36,19 +35,34 @@ def _require_detector(config: Config, tool: str) -> None:
 
 def _check_train(args: Namespace, config: Config) -> None:
     _require_detector(config, 'pretrain')
-    check_datasets(config, _LOADERS['train'])
+    check_datasets(config, _TRAIN_LOADERS)
     check_training(args, config)
+
+
+def _check_train_data(args: Namespace, config: Config) -> None:
+    files, ranks = CocoFiles(), count_ranks(args.launcher)
+    datasets = read_datasets(config, _TRAIN_LOADERS, files)
+    dataset = datasets.get('train_dataloader')
+    check_schedule(config, None if dataset is None else len(dataset), ranks)
+    check_batch_size(config, ranks, args.auto_scale_lr)
+    check_evaluator(config, 'val', datasets.get('val_dataloader'), files)
 
 
 def _check_test(args: Namespace, config: Config) -> None:
     _require_detector(config, 'pretrain_test')
-    check_datasets(config, _LOADERS['test'])
+    check_datasets(config, _TEST_LOADERS)
     if args.out is not None:
         check_output_file(args.out, ('.pkl', '.pickle'))
     check_checkpoint(config, args.checkpoint)
 
 
-_CHECKS = {'train': _check_train, 'test': _check_test}
+def _check_test_data(args: Namespace, config: Config) -> None:
+    files = CocoFiles()
+    datasets = read_datasets(config, _TEST_LOADERS, files)
+    check_evaluator(config, 'test', datasets.get('test_dataloader'), files)
+
+
+_CHECKS = {'train': (_check_train, _check_train_data), 'test': (_check_test, _check_test_data)}
 
 
 def main(name: str) -> str | None:
@@ -57,14 +71,4 @@ def main(name: str) -> str | None:
     Args:
         name: ``'train'`` or ``'test'``.
     """
-
-    def check_data(args: Namespace, config: Config) -> None:
-        files, phase = CocoFiles(), _EVALUATED[name]
-        datasets = read_datasets(config, _LOADERS[name], files)
-        if name == 'train':
-            dataset, ranks = datasets.get('train_dataloader'), count_ranks(args.launcher)
-            check_schedule(config, None if dataset is None else len(dataset), ranks)
-            check_batch_size(config, ranks, args.auto_scale_lr)
-        check_evaluator(config, phase, datasets.get(f'{phase}_dataloader'), files)
-
-    return run_tool(Tool(name, 'mmdet', 'mmdet==3.3.0', name, _CHECKS[name], check_data))
+    return run_tool(Tool(name, 'mmdet', 'mmdet==3.3.0', name, *_CHECKS[name]))

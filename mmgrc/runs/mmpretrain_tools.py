@@ -24,9 +24,7 @@ from .tool import Tool, check_training, run_tool
 
 __all__ = ['main']
 
-_FILES = {'pretrain': 'train', 'pretrain_test': 'test'}
-_LOADERS = {'pretrain': ('train_dataloader', 'val_dataloader'), 'pretrain_test': ('test_dataloader',)}
-_EVALUATED = {'pretrain': 'val', 'pretrain_test': 'test'}
+_TRAIN_LOADERS, _TEST_LOADERS = ('train_dataloader', 'val_dataloader'), ('test_dataloader',)
 _METRICS_FORMATS = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
 
 
@@ -38,13 +36,13 @@ def _require_classifier(config: Config, tool: str) -> None:
         )
 
 
-def _complete_loaders(args: Namespace, config: Config, name: str) -> None:
-    """Set what mmpretrain's tool will set, so that the loaders are checked as the run builds them."""
-    for loader in _LOADERS[name]:
+def _complete_loaders(args: Namespace, config: Config) -> None:
+    """Set what mmpretrain's training will set, so that the loaders are checked as the run builds them."""
+    for loader in _TRAIN_LOADERS:
         if loader == 'val_dataloader' and args.no_validate:
             for part in ('dataloader', 'cfg', 'evaluator'):
                 config[f'val_{part}'] = None
-        elif config.get(loader) and name == 'pretrain':
+        elif config.get(loader):
             config[loader].setdefault('persistent_workers', True)
             if args.no_persistent_workers:
                 config[loader].persistent_workers = False
@@ -52,14 +50,21 @@ def _complete_loaders(args: Namespace, config: Config, name: str) -> None:
 
 def _check_train(args: Namespace, config: Config) -> None:
     _require_classifier(config, 'train')
-    _complete_loaders(args, config, 'pretrain')
-    check_image_folders(config, _LOADERS['pretrain'])
+    _complete_loaders(args, config)
+    check_image_folders(config, _TRAIN_LOADERS)
     check_training(args, config)
+
+
+def _check_train_data(args: Namespace, config: Config) -> None:
+    images, ranks = read_image_folders(config, _TRAIN_LOADERS), count_ranks(args.launcher)
+    check_schedule(config, images.get('train_dataloader'), ranks)
+    check_batch_size(config, ranks, args.auto_scale_lr)
+    check_evaluator(config, 'val', None, CocoFiles())
 
 
 def _check_test(args: Namespace, config: Config) -> None:
     _require_classifier(config, 'test')
-    check_image_folders(config, _LOADERS['pretrain_test'])
+    check_image_folders(config, _TEST_LOADERS)
     if args.out_item is not None and args.out is None:
         raise InputError(f'--out-item {args.out_item}: name the file to write with --out')
     if args.out is not None:
@@ -67,7 +72,16 @@ def _check_test(args: Namespace, config: Config) -> None:
     check_checkpoint(config, args.checkpoint)
 
 
-_CHECKS = {'pretrain': _check_train, 'pretrain_test': _check_test}
+def _check_test_data(args: Namespace, config: Config) -> None:
+    read_image_folders(config, _TEST_LOADERS)
+    check_evaluator(config, 'test', None, CocoFiles())
+
+
+# For each tool, mmpretrain's file and the checks.
+_TOOLS = {
+    'pretrain': ('train', _check_train, _check_train_data),
+    'pretrain_test': ('test', _check_test, _check_test_data),
+}
 
 
 def main(name: str) -> str | None:
@@ -80,12 +94,4 @@ def main(name: str) -> str | None:
         check_pretraining()
     except PretrainingError as error:
         return f'{name}: {error}'
-
-    def check_data(args: Namespace, config: Config) -> None:
-        images, ranks = read_image_folders(config, _LOADERS[name]), count_ranks(args.launcher)
-        if name == 'pretrain':
-            check_schedule(config, images.get('train_dataloader'), ranks)
-            check_batch_size(config, ranks, args.auto_scale_lr)
-        check_evaluator(config, _EVALUATED[name], None, CocoFiles())
-
-    return run_tool(Tool(name, 'mmpretrain', 'mmpretrain==1.2.0', _FILES[name], _CHECKS[name], check_data))
+    return run_tool(Tool(name, 'mmpretrain', 'mmpretrain==1.2.0', *_TOOLS[name]))

@@ -69,23 +69,22 @@ class GRCConfig:
             raise ValueError(
                 f'grc={options!r}: give a dictionary of options, or None. Without a memory: grc=dict(stages=())'
             )
-        options = dict(options or {})
-        known = [field.name for field in dataclasses.fields(cls)]
-        if unknown := sorted(set(options) - set(known)):
-            raise ValueError(f'grc has no option {unknown[0]!r}; allowed: {", ".join(known)}')
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        options = {**defaults, 'stages': tuple(range(num_stages)), **(options or {})}
+        if unknown := sorted(options.keys() - defaults.keys()):
+            raise ValueError(f'grc has no option {unknown[0]!r}; allowed: {", ".join(defaults)}')
 
-        stages = options.get('stages', tuple(range(num_stages)))
+        stages = options['stages']
         if not _is_sequence(stages) or any(not _is_int(s) or not 0 <= s < num_stages for s in stages):
             raise ValueError(f'grc.stages={stages!r}: give a sequence of stages from 0 to {num_stages - 1}, or ()')
         if len(set(stages)) != len(stages):
             raise ValueError(f'grc.stages={stages!r}: a stage is given twice')
 
-        ratio = options.get('cache_ratio', cls.cache_ratio)
+        ratio = options['cache_ratio']
         if not _is_number(ratio) or not 0 < ratio <= 1:
             raise ValueError(f'grc.cache_ratio={ratio!r}: give a number above 0 and at most 1')
 
-        sizes = options.get('cache_sizes')
-        sizes = default_cache_sizes if sizes is None else sizes
+        sizes = default_cache_sizes if options['cache_sizes'] is None else options['cache_sizes']
         if not _is_sequence(sizes) or len(sizes) != num_stages:
             raise ValueError(
                 f'grc.cache_sizes={sizes!r}: give {num_stages} entries, one for each stage of the backbone, each a '
@@ -99,12 +98,10 @@ class GRCConfig:
                 f'grc.cache_sizes={sizes!r}: each entry must be a whole number above 0, or a pair of such numbers'
             )
 
-        variant = checked_choice('variant', options.get('variant', cls.variant), VARIANTS)
-        start = checked_choice('start', options.get('start', cls.start), STARTS)
+        variant = checked_choice('variant', options['variant'], VARIANTS)
+        start = checked_choice('start', options['start'], STARTS)
 
-        lambda_init = options.get('lambda_init')
-        if lambda_init is None:
-            lambda_init = default_lambda(variant)
+        lambda_init = default_lambda(variant) if options['lambda_init'] is None else options['lambda_init']
         if not _is_number(lambda_init) or not -100 <= lambda_init <= 100:
             raise ValueError(f'grc.lambda_init={lambda_init!r}: give a number from -100 to 100, or None')
         if start == 'silent' and lambda_init > MAX_SILENT_LAMBDA:
@@ -114,26 +111,20 @@ class GRCConfig:
             )
 
         for name in ('pos_conv', 'memory', 'sync', 'frozen', 'keep_caches'):
-            if not isinstance(options.get(name, getattr(cls, name)), bool):
+            if not isinstance(options[name], bool):
                 raise ValueError(f'grc.{name}={options[name]!r}: give True or False')
-        if not options.get('memory', True) and not options.get('pos_conv', True):
+        if not options['memory'] and not options['pos_conv']:
             raise ValueError(
                 'grc.memory=False with grc.pos_conv=False: nothing is left. For the stock backbone give grc.stages=()'
             )
 
-        return cls(
+        options.update(
             stages=tuple(sorted(stages)),
             cache_ratio=float(ratio),
             cache_sizes=pairs,
-            variant=variant,
             lambda_init=float(lambda_init),
-            pos_conv=options.get('pos_conv', cls.pos_conv),
-            memory=options.get('memory', cls.memory),
-            sync=options.get('sync', cls.sync),
-            frozen=options.get('frozen', cls.frozen),
-            start=start,
-            keep_caches=options.get('keep_caches', cls.keep_caches),
         )
+        return cls(**options)
 
     @property
     def cached_stages(self) -> tuple[int, ...]:

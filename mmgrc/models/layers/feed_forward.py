@@ -24,9 +24,8 @@ def run_in_chunks(layers: Sequence[nn.Module], x: Tensor, width: int) -> Tensor:
     Returns:
         (B, T, D_out).
     """
-    weightless = [number for number, layer in enumerate(layers) if not any(True for _ in layer.parameters())]
     # For its gradient, the activation needs only its input. From that, the next layer's input can be recomputed.
-    activation = weightless[0] if weightless else len(layers)
+    activation = next((i for i, layer in enumerate(layers) if not list(layer.parameters())), len(layers))
     first, then = (partial(_run_layers, part) for part in (layers[:activation], layers[activation:]))
     return in_chunks(first, [x], width=width, then=then)
 

@@ -85,15 +85,15 @@ class GRCAttention(nn.Module):
                 f'hw_shape={tuple(hw_shape)}: {length} tokens do not fill a grid of that size. Leave out tokens '
                 'without a place on the grid, such as a class token'
             )
+        if valid is not None and valid.shape != (batch, 2):
+            raise ValueError(
+                f'valid has the shape {tuple(valid.shape)}: give the rows and columns of each image, ({batch}, 2)'
+            )
         query, key, value = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.attn_drop if self.training else 0.0
         out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout).transpose(1, 2).flatten(2)
         attn_out = F.dropout(self.proj(out), self.proj_drop, self.training)
 
-        if valid is not None and valid.shape != (batch, 2):
-            raise ValueError(
-                f'valid has the shape {tuple(valid.shape)}: give the rows and columns of each image, ({batch}, 2)'
-            )
         dtype = torch.promote_types(x.dtype, torch.float32)
         # Filled on the device: copying numbers of the host to a GPU would wait for it.
         extent = torch.stack([x.new_full((batch,), lines, dtype=dtype) for lines in hw_shape], dim=1)

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -108,7 +108,7 @@ class _Schedule:
         self._active: list[Training | None] = [None] * jobs
         self._problems = 0
         self._signal: int | None = None
-        self._signals = self._signals_passed = 0
+        self._received = self._passed_on = 0
         self._kill_at = float('inf')
 
     def say(self, text: str) -> None:
@@ -125,7 +125,7 @@ class _Schedule:
             else:
                 self._waiting.append(run)
         self.say(f'{len(self._runs)} runs, {len(self._results)} of them already finished')
-        with _signals(self._on_signal), self._progress() as progress:
+        with _handle_signals(self._on_signal), self._progress() as progress:
             task = progress.add_task(self._study.name, runs='', left='')
             try:
                 while self._step():
@@ -166,7 +166,7 @@ class _Schedule:
             'left': '' if left is None else f'{_duration(left / len(self._active))} left',
         }
 
-    def _trainings(self) -> Iterable[Training]:
+    def _trainings(self) -> list[Training]:
         return [training for training in self._active if training is not None]
 
     def _step(self) -> bool:
@@ -175,13 +175,13 @@ class _Schedule:
             while training is None and self._waiting and self._signal is None:
                 training = self._active[place] = self._start(self._waiting.pop(0), place)
         # Here and not in the handler, which could interrupt a start.
-        if self._signals > self._signals_passed:
+        if self._received > self._passed_on:
             for training in self._trainings():
-                if self._signals > 1:
+                if self._received > 1:
                     training.kill()
                 else:
                     training.stop()
-            self._signals_passed = self._signals
+            self._passed_on = self._received
         if time.monotonic() > self._kill_at:
             for training in self._trainings():
                 training.kill()
@@ -264,14 +264,14 @@ class _Schedule:
 
     def _on_signal(self, number: int) -> None:
         self._signal = number
-        self._signals += 1
+        self._received += 1
         # The sender of SIGUSR1 decides when to end the job.
         if number != signal.SIGUSR1:
             self._kill_at = time.monotonic() + _GRACE_SECONDS
 
 
 @contextmanager
-def _signals(on_signal: Callable[[int], None]):
+def _handle_signals(on_signal: Callable[[int], None]) -> Iterator[None]:
     """Pass the signals that ask for an end to a function."""
     previous = {number: signal.signal(number, lambda n, frame: on_signal(n)) for number in _SIGNALS}
     try:

@@ -102,7 +102,7 @@ def convert(
     _require_empty(out, folder)
     format = format or detect_format(folder)
     found = read(format, folder)
-    names = _classes(found, classes, folder)
+    names = _classes(found, classes)
     splits = _split(found.images, val_share, seed, format, folder)
     contents = {
         split: _content(members, names, split, format, missing_masks, folder) for split, members in splits.items()
@@ -143,7 +143,7 @@ def _require_empty(out: Path, folder: Folder) -> None:
         raise InputError(f'{out} is inside of the data set that is read. Give a folder outside of {folder.root}')
 
 
-def _classes(found: Source, wanted: Sequence[str] | None, folder: Folder) -> list[str]:
+def _classes(found: Source, wanted: Sequence[str] | None) -> list[str]:
     if doubled := [name for name, count in Counter(wanted or found.classes).items() if count > 1]:
         raise InputError(f'the list of classes has {doubled[0]!r} twice. Each name must be there once')
     if wanted is None:

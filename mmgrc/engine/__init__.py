@@ -1,6 +1,5 @@
-"""The training run around a model: ranks with and without GPUs, checkpoints that survive faults, exact resuming, and
-a monitor of the memory,
-and a line of progress.
+"""The training run around a model: ranks with and without GPUs, checkpoints that survive faults, exact resuming, a
+monitor of the memory, and a line of progress.
 """
 
 from .atomic_checkpoint_hook import AtomicCheckpointHook

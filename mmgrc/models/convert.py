@@ -26,6 +26,7 @@ __all__ = [
     'checkpoint_state',
     'convert_checkpoint',
     'convert_pvt',
+    'convert_swin',
     'load_converted',
     'match_converted',
     'replace_caches',

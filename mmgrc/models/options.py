@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ['GRCConfig', 'cache_channels', 'checked_choice', 'default_lambda']
+__all__ = ['VARIANTS', 'GRCConfig', 'cache_channels', 'checked_choice', 'default_lambda']
 
 VARIANTS = ('code', 'paper')
 STARTS = ('random', 'silent')

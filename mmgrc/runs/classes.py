@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from mmengine.config import Config
 from mmengine.registry import Registry
 
-__all__ = ['ANYWHERE', 'BUILDER_ARGUMENTS', 'class_arguments', 'find_class', 'registered_class']
+__all__ = ['ANYWHERE', 'BUILDER_ARGUMENTS', 'class_arguments', 'find_class', 'hook_configs', 'registered_class']
 
 ANYWHERE = {'type', '_delete_', '_scope_'}
 """Keys that any entry may have."""

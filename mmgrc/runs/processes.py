@@ -34,10 +34,10 @@ def end_with_parent() -> None:
 
 
 def end_forks_with_this_process() -> None:
-    """Do so for each process that is forked from now on, such as the workers of a data loader.
+    """Let each process that is forked from now on, such as a worker of a data loader, end with this one.
 
-    A loader's workers wait without end to hand over their batches if the training is killed, by the user or for want of
-    memory, and keep their own memory.
+    If a training is killed, by the user or because memory runs out, its workers would otherwise wait forever to hand
+    over their batches, and keep their memory.
     """
     # Windows forks no processes.
     if hasattr(os, 'register_at_fork'):

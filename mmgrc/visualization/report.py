@@ -119,7 +119,7 @@ def write_report(work_dir: str | Path, out: str | Path, predictions: str | Path 
         _summary(trained, training, validation),
         ('Curves', _grid(_curves(training, validation))),
         ('Memory', _memory(work_dir, notes)),
-        *([] if _is_classifier(config) else _detections(config, work_dir, Path(predictions), notes)),
+        *([] if _is_classifier(config) else _detections(config, Path(predictions), notes)),
         ('Environment', _table(['', ''], _environment(log.parent.parent))),
         (
             'Config',
@@ -293,7 +293,7 @@ def _is_coco(settings: Mapping) -> bool:
     return kind is not None and issubclass(kind, CocoMetric)
 
 
-def _detections(config: Config, work_dir: Path, predictions: Path, notes: list[str]) -> Iterable[tuple[str, str]]:
+def _detections(config: Config, predictions: Path, notes: list[str]) -> Iterable[tuple[str, str]]:
     if not predictions.is_file():
         command = f'python tools/test.py {config.filename} CHECKPOINT --out {predictions}'
         yield 'Classes and examples', _note(f'There are no predictions. This command writes them: {command}', notes)

@@ -16,7 +16,7 @@ import sys
 
 import torch
 
-from mmgrc.engine.atomic_checkpoint_hook import open_atomically
+from mmgrc.engine.files import open_atomically
 from mmgrc.models.backbones import CachedBackbone
 from mmgrc.models.convert import convert_checkpoint, replace_caches, resize_caches
 from mmgrc.runs.checkpoint import read_checkpoint

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from mmgrc.engine.atomic_checkpoint_hook import write_atomically
+from mmgrc.engine.files import write_atomically
 from mmgrc.runs.config import steps_of_test
 from mmgrc.runs.error import InputError
 from mmgrc.runs.preflight import check_output_file

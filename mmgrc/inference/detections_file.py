@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
-from mmgrc.engine.atomic_checkpoint_hook import open_atomically
+from mmgrc.engine.files import open_atomically
 
 __all__ = ['DetectionsFile']
 

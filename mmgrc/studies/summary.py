@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmgrc.engine.atomic_checkpoint_hook import write_atomically
+from mmgrc.engine.files import write_atomically
 
 from .plot import plot_study
 from .statistics import LEVEL, difference, estimate

@@ -15,7 +15,7 @@ import time
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from mmgrc.engine.atomic_checkpoint_hook import write_atomically
+from mmgrc.engine.files import write_atomically
 from mmgrc.engine.stop_signal_hook import CHECKPOINT_NAME
 from mmgrc.runs.error import InputError
 from mmgrc.runs.processes import child_processes, end_with_parent

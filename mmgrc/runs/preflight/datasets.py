@@ -336,25 +336,15 @@ def _takes(dataset: CocoDataset, annotation: dict, image: dict) -> bool:
 def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> list[str]:
     """Compare the images with the file.
 
+    Returns:
+        A warning if images have another size than the file says.
+
     Raises:
         InputError: An image is missing, or cannot be read.
     """
     if any('://' in info['img_path'] for info in found[:1]):
         return []
-    # List each folder once instead of testing each file. pathlib would take seconds for COCO's paths.
-    paths = [os.path.split(info['img_path']) for info in found]
-    try:
-        listings = {
-            parent: set(os.listdir(parent or '.')) for parent in {p for p, _ in paths} if os.path.isdir(parent or '.')
-        }
-    except PermissionError as error:
-        raise InputError(f'the images of {path} cannot be read: {error.filename}: {error.strerror}') from error
-    absent = [os.path.join(parent, name) for parent, name in paths if name not in listings.get(parent, ())]
-    if absent:
-        raise InputError(
-            f'{len(absent)} of the {len(paths)} images of {path} are missing: {first_few(absent, 3)}. The '
-            f'config looks for them in {dataset.data_prefix.get("img") or "the working directory"}.'
-        )
+    _require_images(dataset, found, path)
     loader = next((step for step in dataset.pipeline.transforms if isinstance(step, LoadImageFromFile)), None)
     if loader is None:
         return []
@@ -389,6 +379,23 @@ def _check_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> lis
         f'{size[0]} rows and {size[1]} columns, the file says height {stated[0]} and width {stated[1]}. Does an EXIF '
         'entry rotate it, or are the two swapped? Masks do not fit such an image, and mask AP would be 0.'
     ]
+
+
+def _require_images(dataset: CocoDataset, found: Sequence[dict], path: str) -> None:
+    # List each folder once instead of testing each file. pathlib would take seconds for COCO's paths.
+    paths = [os.path.split(info['img_path']) for info in found]
+    try:
+        listings = {
+            parent: set(os.listdir(parent or '.')) for parent in {p for p, _ in paths} if os.path.isdir(parent or '.')
+        }
+    except PermissionError as error:
+        raise InputError(f'the images of {path} cannot be read: {error.filename}: {error.strerror}') from error
+    absent = [os.path.join(parent, name) for parent, name in paths if name not in listings.get(parent, ())]
+    if absent:
+        raise InputError(
+            f'{len(absent)} of the {len(paths)} images of {path} are missing: {first_few(absent, 3)}. The '
+            f'config looks for them in {dataset.data_prefix.get("img") or "the working directory"}.'
+        )
 
 
 def _why_unreadable(path: str) -> str:

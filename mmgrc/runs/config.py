@@ -55,9 +55,14 @@ def config_path(name: str) -> str:
             ) from error
     path = CONFIG_DIR / name.removeprefix(PREFIX)
     if not path.is_file():
-        names = sorted(str(p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob('*.py') if '_base_' not in p.parts)
-        raise FileNotFoundError(f'mmgrc has no config {name!r}. It has: ' + ', '.join(PREFIX + n for n in names))
+        own = ', '.join(PREFIX + config for config in _own_configs())
+        raise FileNotFoundError(f'mmgrc has no config {name!r}. It has: {own}')
     return str(path)
+
+
+def _own_configs() -> list[str]:
+    """The configs of the package, by their path below :data:`CONFIG_DIR`."""
+    return sorted(p.relative_to(CONFIG_DIR).as_posix() for p in CONFIG_DIR.rglob('*.py') if '_base_' not in p.parts)
 
 
 def register_config_prefix() -> None:
@@ -101,7 +106,7 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
     if not resolved.is_file():
         # In a checkout, by their path. The names work in every folder.
         start = 'configs/' if Path('configs').resolve() == CONFIG_DIR.resolve() else PREFIX
-        own = sorted(p.relative_to(CONFIG_DIR).as_posix() for p in CONFIG_DIR.rglob('*.py') if '_base_' not in p.parts)
+        own = _own_configs()
         near = difflib.get_close_matches(path.removeprefix('configs/'), own, n=3, cutoff=0.5) or own
         near = [start + name for name in near]
         raise InputError(f'there is no config {path}. Did you mean one of these? {", ".join(near)}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from unittest.mock import patch
 
@@ -21,7 +22,9 @@ _INSTALL = 'pip install hotcoco'
 class FastCocoMetric(CocoMetric):
     """MMDetection's ``CocoMetric``, computed by hotcoco if it is installed. The results are the same.
 
-    The log says which library computes them. ``proposal_fast`` and ``use_mp_eval=True`` are as in ``CocoMetric``.
+    The log says which library computes them. ``proposal_fast`` and ``use_mp_eval=True`` are as in ``CocoMetric``. The
+    values of ``classwise=True`` are those of the class that they name, whatever the order of the file's categories.
+    ``CocoMetric`` exchanges them if that is not the order of the ids.
 
     Args:
         library: ``'hotcoco'``; ``'pycocotools'``; or ``'auto'``, which means hotcoco if it is installed.
@@ -49,6 +52,17 @@ class FastCocoMetric(CocoMetric):
             )
         self._fast = installed and library != 'pycocotools' and not self.use_mp_eval
         self._why = '' if installed else f' (faster with hotcoco: {_INSTALL})'
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        # In the file's order again, which is that of the labels.
+        self.cat_ids = None
+        return super().compute_metrics(results)
+
+    def results2json(self, results: Sequence[dict], outfile_prefix: str) -> dict:
+        files = super().results2json(results, outfile_prefix)
+        # The labels are converted. From here on the ids name the classes of pycocotools' arrays, which it sorts.
+        self.cat_ids = sorted(self.cat_ids)
+        return files
 
     def evaluate(self, size: int) -> dict:
         """Compute the metrics of all ranks' results.

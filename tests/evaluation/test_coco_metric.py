@@ -160,6 +160,36 @@ def test_all_metrics_are_those_of_mmdetection(library, shapes, tmp_path):
     np.testing.assert_equal(run({**options, 'library': library}, samples), stock)
 
 
+@pytest.mark.parametrize('library', LIBRARIES)
+def test_ap_of_each_class_has_its_name(library, shapes, tmp_path):
+    """With categories that are not in the order of their ids, which is that of pycocotools' results."""
+    options, samples = small_set(shapes)
+    content = json.loads(Path(options['ann_file']).read_text())
+    content['categories'] = content['categories'][::-1]
+    options['ann_file'] = str(tmp_path / 'reversed.json')
+    Path(options['ann_file']).write_text(json.dumps(content))
+    truth = COCO(options['ann_file'])
+    # Labels are numbered in the order of the file. Only the objects of one class are found.
+    (wanted,) = truth.getCatIds(catNms=['circle'])
+    label = truth.getCatIds().index(wanted)
+    for sample in samples:
+        boxes = [a['bbox'] for a in truth.loadAnns(truth.getAnnIds(sample['img_id'], wanted))]
+        boxes = torch.tensor(np.array(boxes, np.float32).reshape(-1, 4))
+        boxes[:, 2:] += boxes[:, :2]
+        sample['pred_instances'] = {
+            'bboxes': boxes,
+            'scores': torch.ones(len(boxes)),
+            'labels': torch.full((len(boxes),), label),
+        }
+    metric = METRICS.build({**options, 'library': library})
+    metric.dataset_meta = {'classes': CLASSES}
+    # The second validation of a training, too.
+    for _ in range(2):
+        metric.process({}, samples)
+        found = metric.evaluate(len(samples))
+        assert [found[f'coco/{name}_precision'] for name in CLASSES] == [name == 'circle' for name in CLASSES]
+
+
 def test_the_log_says_who_evaluates(shapes, said, monkeypatch):
     options, samples = small_set(shapes)
     run({**options, 'library': 'pycocotools'}, samples)

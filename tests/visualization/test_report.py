@@ -2,6 +2,7 @@
 
 import base64
 import html
+import json
 import pickle
 import re
 import shutil
@@ -18,6 +19,7 @@ from mmengine.fileio import load
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mmgrc.datasets import CLASSES
 from mmgrc.visualization.curves import read_monitor, read_scalars
 from mmgrc.visualization.report import class_ap, write_report
 
@@ -140,6 +142,26 @@ def test_ap_of_classes_is_the_coco_apis(report, shapes):
         evaluation.accumulate()
         evaluation.summarize()
         assert values['bbox'][name] == pytest.approx(evaluation.stats[0], abs=6e-4)
+
+
+def test_ap_of_classes_in_another_order(shapes, tmp_path):
+    """MMDetection's metric names the classes in the file's order, and sorts their values by id."""
+    content = json.loads((shapes / 'annotations' / 'instances_val.json').read_text())
+    content['categories'] = content['categories'][::-1]
+    (tmp_path / 'reversed.json').write_text(json.dumps(content))
+    truth = COCO(str(tmp_path / 'reversed.json'))
+    (wanted,) = truth.getCatIds(catNms=['circle'])
+    predictions = []
+    for image in truth.imgs:
+        boxes = [a['bbox'] for a in truth.loadAnns(truth.getAnnIds(image, wanted))]
+        boxes = torch.tensor(np.array(boxes, np.float32).reshape(-1, 4))
+        boxes[:, 2:] += boxes[:, :2]
+        labels = torch.full((len(boxes),), truth.getCatIds().index(wanted))
+        found = {'bboxes': boxes, 'labels': labels, 'scores': torch.ones(len(boxes))}
+        predictions.append({'img_id': image, 'ori_shape': (64, 96), 'pred_instances': found})
+    config = Config({'test_evaluator': {'type': 'CocoMetric', 'ann_file': str(tmp_path / 'reversed.json')}})
+    config.test_dataloader = {'dataset': {'type': 'CocoDataset', 'metainfo': {'classes': CLASSES}}}
+    assert class_ap(config, predictions) == {'bbox': {name: name == 'circle' for name in CLASSES}}
 
 
 def test_without_predictions_and_monitor(trained, tmp_path):

@@ -103,8 +103,8 @@ def _find_problem(coco: COCO, truth: Sequence[Mapping], found: Sequence[Mapping]
             return f'the ids of {what} are not all whole numbers from {least} up ({odd}), or not below 2^63'
         if len(set(values)) < len(values):
             return f'the ids of {what} are not distinct'
-    if odd := next((a['id'] for a in truth if 'area' not in a or 'iscrowd' not in a), None):
-        return f'annotation {odd} has no area or no iscrowd'
+    if odd := next((a['id'] for a in truth if 'area' not in a or a.get('iscrowd') not in (0, 1)), None):
+        return f'annotation {odd} has no area, or an iscrowd that is not 0 or 1'
     # pycocotools gives every detection an area.
     numbers = [[*(a['bbox'] if kind == 'bbox' else ()), a['area'], a.get('score', 0)] for a in (*truth, *found)]
     finite = np.isfinite(np.array(numbers, float)).all(axis=-1)

@@ -163,6 +163,10 @@ DIFFERING = {
     'ids twice': (change('annotations', id=2), 'ids of annotations are not distinct'),
     'no score': (change('found', score=float('nan')), r'a detection in image \d+ has a box, an area or a score that'),
     'no box': (change('found', bbox=[float('nan')] * 4), r'a detection in image \d+ has a box, an area or a score'),
+    'a crowd in words': (
+        change('annotations', iscrowd='0'),
+        'annotation 1 has no area, or an iscrowd that is not 0 or 1',
+    ),
     'endless object': (change('annotations', area=float('inf')), 'annotation 1 has a box, an area or a score that'),
 }
 

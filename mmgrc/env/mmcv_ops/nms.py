@@ -105,7 +105,8 @@ def softnms(
         best = left[lowered[left].argmax()]
         taken.append(best)
         left = left[left != best]
-        (overlap,) = _overlaps(corners[:, [best]], corners[:, left])
+        # Two boxes without area do not overlap. NaN would drop the other one.
+        overlap = np.nan_to_num(_overlaps(corners[:, [best]], corners[:, left])[0])
         if method == 2:
             factor = np.exp(-(overlap * overlap) / np.float32(sigma))
         else:

@@ -114,6 +114,8 @@ start_sbatch() {
 # that Slurm sends before the time limit. If it then ends with an error, the job is requeued.
 requeue_when_stopped() {
     local code=0 stopping=false
+    # Since Slurm 22.05, srun does not take it from the job, and would give each rank one CPU.
+    [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
     "$@" &
     # srun forwards the signal to all ranks.
     trap 'stopping=true; kill -USR1 $!' USR1

@@ -120,7 +120,7 @@ def test_sbatch_asks_for_a_signal_and_resumes():
 # Stands in for what the job starts: it says how it was started, and ends on Slurm's signal as a training does.
 TASK = """#!/bin/bash
 trap 'exit 75' USR1
-echo "$(basename "$0") $*"
+echo "$SRUN_CPUS_PER_TASK CPUs for $(basename "$0") $*"
 [[ -z $CODE ]] || exit "$CODE"
 for _ in {1..600}; do sleep 0.1; done
 """
@@ -156,12 +156,12 @@ def test_job_is_requeued_after_the_signal_and_not_after_a_failure(tmp_path, scri
         env={
             **os.environ,
             **{'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'PYTHON': 'task', 'CODE': code},
-            **{'SLURM_JOB_ID': '7', 'SLURM_ARRAY_TASK_ID': '3', **variables},
+            **{'SLURM_JOB_ID': '7', 'SLURM_ARRAY_TASK_ID': '3', 'SLURM_CPUS_PER_TASK': '5', **variables},
         },
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert job.stdout.readline().strip() == started.format(tools)
+    assert job.stdout.readline().strip() == f'5 CPUs for {started.format(tools)}'
     if not code:
         job.send_signal(signal.SIGUSR1)
     output, _ = job.communicate(timeout=60)

@@ -131,20 +131,19 @@ def _ops(device: str) -> Iterator[Finding]:
 def _gpu() -> Iterator[Finding]:
     import torch
 
+    from .env.mmcv_ops import ops_in_use
+
     if torch.cuda.is_available():
         yield Finding('GPU', f'{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}')
         yield from _ops('cuda:0')
     elif Path('/dev/nvidia0').exists() and os.environ.get('CUDA_VISIBLE_DEVICES') not in ('', '-1'):
         built = torch.version.cuda
         problem = 'torch is a build for the CPU' if built is None else f'the driver does not serve CUDA {built}'
-        index = 'https://download.pytorch.org/whl/cu126'
-        rebuild = rebuild_mmcv_command().replace('; ', ' && ')
-        yield Finding(
-            'GPU',
-            'not usable',
-            f'there is one, but {problem}',
-            f'pip install --force-reinstall torch --index-url {index} && {rebuild}',
-        )
+        remedy = 'pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126'
+        if ops_in_use() == 'compiled':
+            # They fit one torch. mmcv-lite fits any.
+            remedy += f' && ({rebuild_mmcv_command()})'
+        yield Finding('GPU', 'not usable', f'there is one, but {problem}', remedy)
     else:
         yield Finding('GPU', 'none: everything runs on the CPU')
 

@@ -1,6 +1,7 @@
 """`check_env` in a working environment, and in environments that are really broken."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,20 @@ def test_mmcv_with_ops_that_do_not_load(broken):
     assert 'undefined symbol: _ZN3c10' in result.stdout
     assert rebuild_mmcv_command() in result.stdout
     assert 'a forward' not in result.stdout
+
+
+@pytest.mark.parametrize('ops', ['pytorch', 'compiled'])
+def test_gpu_that_torch_cannot_use(ops, monkeypatch):
+    """mmcv is compiled for the new torch only if it was compiled before."""
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setattr('torch.version.cuda', None)
+    monkeypatch.setattr(Path, 'exists', lambda path: str(path) == '/dev/nvidia0')
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.setattr('mmgrc.env.mmcv_ops.ops_in_use', lambda: ops)
+    (finding,) = check_env._gpu()
+    assert finding.problem == 'there is one, but torch is a build for the CPU'
+    assert finding.remedy.startswith('pip install --force-reinstall torch --index-url ')
+    assert ('mmcv' in finding.remedy) == (ops == 'compiled')
 
 
 def test_several_kinds_of_mmcv(broken):

@@ -32,7 +32,7 @@ _REMEDIES = {
 
 
 class LauncherError(RuntimeError):
-    """This process was not started by the given launcher, or has no GPU of its own."""
+    """This process was not started by the given launcher, has no GPU of its own, or does not know the first node."""
 
 
 def check_launcher(launcher: str, environ: Mapping[str, str] = os.environ) -> None:
@@ -76,6 +76,9 @@ def read_slurm_environment(environ: MutableMapping[str, str] = os.environ) -> No
     ``MASTER_ADDR`` and ``MASTER_PORT`` are kept if they are set. The port is computed from the ids of job and step, so
     that two jobs on a host do not collide. On one node the address is the loopback address, since the name of a node
     may not resolve.
+
+    Raises:
+        LauncherError: ``MASTER_ADDR`` is not set, and Slurm's ``scontrol`` does not name the nodes.
     """
     environ['RANK'] = environ['SLURM_PROCID']
     environ['WORLD_SIZE'] = environ['SLURM_NTASKS']
@@ -84,9 +87,15 @@ def read_slurm_environment(environ: MutableMapping[str, str] = os.environ) -> No
     environ.setdefault('MASTER_PORT', str(_FIRST_PORT + (int(environ['SLURM_JOB_ID']) + 101 * step) % _PORTS))
     if 'MASTER_ADDR' not in environ:
         nodes = environ.get('SLURM_STEP_NODELIST', environ['SLURM_NODELIST'])
-        names = subprocess.run(
-            ['scontrol', 'show', 'hostnames', nodes], check=True, capture_output=True, text=True
-        ).stdout.split()
+        command = ['scontrol', 'show', 'hostnames', nodes]
+        try:
+            names = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        except (OSError, subprocess.CalledProcessError) as error:
+            # Containers often lack it.
+            raise LauncherError(
+                f'the first of the nodes {nodes} is not known: {" ".join(command)} fails ({error}). Set MASTER_ADDR to '
+                'its name or address; on one node: 127.0.0.1'
+            ) from error
         environ['MASTER_ADDR'] = '127.0.0.1' if len(names) == 1 else names[0]
 
 

@@ -124,14 +124,14 @@ def _prepare(tool: Tool, args: Namespace) -> None:
     if args.launcher in ('pytorch', 'slurm'):
         try:
             check_launcher(args.launcher)
+            if args.launcher == 'slurm':
+                read_slurm_environment()
         except LauncherError as error:
             raise InputError(str(error)) from error
     tool.check(args, config)
     if is_first_of_machine():
         _check_data(tool, args, config)
     check_work_dir(_work_dir(args, config))
-    if args.launcher == 'slurm':
-        read_slurm_environment()
     _drop_hooks(args, config)
     # Only we know `PACKAGE::NAME`. OpenMMLab's tools name their work dir after a file.
     args.config = config_path(args.config)

@@ -306,6 +306,13 @@ def test_slurm_variables_become_torchs(monkeypatch, tmp_path):
     assert (environ['MASTER_PORT'], environ['MASTER_ADDR']) == ('1234', '10.0.0.1')
 
 
+def test_nodes_that_slurm_does_not_name(monkeypatch, tmp_path):
+    """As in a container without Slurm's commands."""
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(LauncherError, match=r'the first of the nodes \S+ is not known: scontrol .*Set MASTER_ADDR'):
+        read_slurm_environment(dict(SLURM))
+
+
 def test_ranks_are_counted_before_they_connect():
     assert count_ranks('slurm', {**SLURM, 'SLURM_NTASKS': '6'}) == 6
     assert count_ranks('pytorch', {'WORLD_SIZE': '4'}) == 4

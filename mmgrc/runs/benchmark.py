@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .config import build_model, load_config
 from .error import InputError
+from .preflight.datasets import head_classes
 
 __all__ = [
     'Options',
@@ -176,7 +177,7 @@ def _build_pass(config: Config, options: Options) -> tuple[nn.Module, Callable[[
 
     else:
         heads = config.model.get('roi_head') or config.model
-        classes = (heads.get('mask_head') or heads.bbox_head).get('num_classes') or 80
+        classes = min((count for _, count in head_classes(config.model)), default=80)
         data = demo_mm_inputs(
             options.batch,
             (3, *options.size),
@@ -213,12 +214,14 @@ def _tensors(value: object) -> list[Tensor]:
 
 
 def _seconds(run: Callable[[], object], device: str) -> float:
-    if torch.device(device).type == 'cuda':
-        torch.cuda.synchronize(device)
+    # A CUDA GPU or that of a Mac: both return before they have computed.
+    wait = torch.device(device).type != 'cpu'
+    if wait:
+        torch.accelerator.synchronize(device)
     start = time.perf_counter()
     run()
-    if torch.device(device).type == 'cuda':
-        torch.cuda.synchronize(device)
+    if wait:
+        torch.accelerator.synchronize(device)
     return time.perf_counter() - start
 
 

@@ -60,6 +60,24 @@ def test_whole_detector(run_tool, tmp_path):
     assert all(row.startswith(f'| {config} | stock {config} |') for row in rows)
 
 
+def test_detector_with_a_list_of_heads():
+    """Cascade R-CNN has three box heads and no mask head."""
+    config = benchmark.load_config('mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py')
+    for head in config.model.roi_head.bbox_head:
+        head.fc_out_channels = 8
+    model, _ = benchmark._build_pass(config, Options(part='detector', mode='train', size=(64, 96)))
+    assert len(model.roi_head.bbox_head) == 3
+
+
+def test_time_on_a_gpu_ends_when_it_has_computed(monkeypatch):
+    """Also on that of a Mac."""
+    calls = []
+    monkeypatch.setattr(torch.accelerator, 'synchronize', lambda device: calls.append(device))
+    for device in ('cpu', 'cuda:0', 'mps'):
+        benchmark._seconds(lambda device=device: calls.append(f'run {device}'), device)
+    assert calls == ['run cpu', 'cuda:0', 'run cuda:0', 'cuda:0', 'mps', 'run mps', 'mps']
+
+
 def test_without_a_memory_is_the_baseline():
     sides = ((GRC, 'no-memory'), (PLAIN, None))
     found = [benchmark.build_model(benchmark._load(*side)).backbone for side in sides]

@@ -53,14 +53,11 @@ class FastCocoMetric(CocoMetric):
         self._fast = installed and library != 'pycocotools' and not self.use_mp_eval
         self._why = '' if installed else f' (faster with hotcoco: {_INSTALL})'
 
-    def compute_metrics(self, results: list) -> dict[str, float]:
-        # In the file's order again, which is that of the labels.
-        self.cat_ids = None
-        return super().compute_metrics(results)
-
     def results2json(self, results: Sequence[dict], outfile_prefix: str) -> dict:
+        # Labels are numbered in the file's order. Afterwards the ids name the classes of pycocotools' arrays, which it
+        # sorts.
+        self.cat_ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta['classes'])
         files = super().results2json(results, outfile_prefix)
-        # The labels are converted. From here on the ids name the classes of pycocotools' arrays, which it sorts.
         self.cat_ids = sorted(self.cat_ids)
         return files
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from mmgrc.engine.files import write_atomically
-from mmgrc.runs.config import steps_of_test
+from mmgrc.runs.config import get_test_pipeline
 from mmgrc.runs.error import InputError
 from mmgrc.runs.preflight import check_output_file
 from mmgrc.version import __version__
@@ -114,7 +114,7 @@ def _trace(exportable: OneStage | TwoStage) -> ExportedProgram:
 
 def _metadata(model: nn.Module) -> dict[str, str]:
     """What a program must know to use the file."""
-    steps = [step for step in steps_of_test(model.cfg) if step['type'].split('.')[-1] not in _PLAIN_STEPS]
+    steps = [step for step in get_test_pipeline(model.cfg) if step['type'].split('.')[-1] not in _PLAIN_STEPS]
     content = {
         'mmgrc': __version__,
         'detector': type(model).__name__,

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from torch import nn
 
 from mmgrc.datasets.images import IMAGE_SUFFIXES, files_below, read_image
-from mmgrc.runs.config import steps_of_test
+from mmgrc.runs.config import get_test_pipeline
 from mmgrc.runs.error import InputError, first_few
 from mmgrc.runs.preflight import check_checkpoint
 from mmgrc.visualization.detections import Drawn, draw_detections
@@ -72,7 +72,7 @@ def load_detector(config: Config, checkpoint: str, device: str | None = None) ->
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f'the device {device!r} cannot be used: {str(error).splitlines()[0]}') from error
-    steps_of_test(config)
+    get_test_pipeline(config)
     content = check_checkpoint(config, checkpoint)
     meta = (content or {}).get('meta') or {}
     unnamed = content is not None and 'classes' not in map(str.lower, (*meta, *(meta.get('dataset_meta') or ())))

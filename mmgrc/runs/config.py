@@ -25,7 +25,7 @@ from mmgrc.env.versions import compile_mmcv_command
 from .error import InputError, as_input_error
 from .options import unused_options
 
-__all__ = ['CONFIG_DIR', 'build_model', 'config_path', 'load_config', 'register_config_prefix', 'steps_of_test']
+__all__ = ['CONFIG_DIR', 'build_model', 'config_path', 'get_test_pipeline', 'load_config', 'register_config_prefix']
 
 PREFIX = 'mmgrc::'
 # A link to the repository's configs/ in a checkout, a folder in a wheel.
@@ -141,7 +141,7 @@ def build_model(config: Config) -> nn.Module:
     return model
 
 
-def steps_of_test(config: Config) -> list[dict]:
+def get_test_pipeline(config: Config) -> list[dict]:
     """The steps that prepare an image for the detector of a config.
 
     Raises:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -46,6 +48,8 @@ class Arm:
     """Entries of ``--cfg-options`` and their values, as on the command line."""
     env: Mapping[str, str]
     """Environment variables of its runs."""
+    content: Mapping = field(default_factory=dict, repr=False)
+    """The entries of the config with the options, as JSON has them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,7 @@ class Run:
             'config': self.arm.config,
             'cfg_options': dict(self.arm.options),
             'env': dict(self.arm.env),
+            'content': self.arm.content,
             'seed': self.seed,
             **({} if self.ranks is None else {'gpus_per_run': self.ranks}),
         }
@@ -166,15 +171,30 @@ def read_table(path: str | Path, reference: str | None = None) -> Study:
         study = _parse(path, content, reference)
     except InputError as error:
         raise InputError(f'the table {path}: {error}') from error
+    arms = []
     for arm in study.arms:
         try:
-            config = load_config(arm.config, _parsed(arm.options))
+            with _environment(arm.env):
+                config = load_config(arm.config, _parsed(arm.options))
             if not config.get('val_evaluator'):
                 raise InputError('its config has no val_evaluator, so that its runs would end without metrics')
             require_metrics(config.val_evaluator, study.metrics, 'metrics')
         except InputError as error:
             raise InputError(f'the table {path}: arm {arm.name}: {error}') from error
-    return study
+        arms.append(replace(arm, content=json.loads(json.dumps(config.to_dict(), default=str))))
+    return replace(study, arms=tuple(arms))
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while. A config may read them."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _parse(path: Path, content: object, reference: str | None) -> Study:

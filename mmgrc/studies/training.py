@@ -12,7 +12,7 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from mmgrc.engine.files import write_atomically
@@ -112,18 +112,51 @@ def check_definition(run: Run, names: Container[str] | None = None) -> None:
         names: The parts of its definition to compare. None: all.
 
     Raises:
-        InputError: The work dir was made with another config, or with other options or variables.
+        InputError: The work dir was made with another config, or with other options or variables, or the config has
+            been edited since.
     """
     try:
         found = json.loads((run.work_dir / _DEFINITION).read_text(encoding='utf-8'))['definition']
     except FileNotFoundError:
         return
-    for name, wanted in run.definition.items():
-        if (names is None or name in names) and found.get(name, wanted) != wanted:
-            raise InputError(
-                f'{run.work_dir} was made with {name}={found[name]!r}, but now it is {wanted!r}: remove this folder, '
-                'or set another one with --work-dir'
-            )
+    for name, now in run.definition.items():
+        # An earlier version of mmgrc may not have written it.
+        before = found.get(name, now)
+        if (names is not None and name not in names) or before == now:
+            continue
+        if name == 'content':
+            difference = next(_differences(before, now), None)
+            if difference is None or not _has_training(run):
+                continue
+            name, before, now = difference
+        raise InputError(
+            f'{run.work_dir} was made with {name}={before!r}, but now it is {now!r}: remove this folder, '
+            'or set another one with --work-dir'
+        )
+
+
+def _has_training(run: Run) -> bool:
+    """Whether there is a result, or a checkpoint to resume from. If not, the run starts anew."""
+    return read_result(run).status == 'finished' or any(run.work_dir.glob('*.pth'))
+
+
+def _differences(before: object, now: object, entry: str = '') -> Iterator[tuple[str, object, object]]:
+    """Find the entries of a config that differ.
+
+    Yields:
+        The name of an entry as for ``--cfg-options``, and both values. A missing one is None.
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        parts = [(key, before.get(key), now.get(key)) for key in before | now]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        parts = [(i, *pair) for i, pair in enumerate(zip(before, now, strict=True))]
+    else:
+        # NaN does not equal itself.
+        if repr(before) != repr(now):
+            yield entry, before, now
+        return
+    for part, *pair in parts:
+        yield from _differences(*pair, f'{entry}.{part}' if entry else str(part))
 
 
 def drop_checkpoints(run: Run) -> None:

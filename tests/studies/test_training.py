@@ -1,6 +1,7 @@
 """The protection of a run's work dir, and what is measured of a run."""
 
 import fcntl
+import json
 import os
 import re
 import resource
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from mmgrc.runs.error import InputError
-from mmgrc.studies import check_gpus, read_table, run_one, run_study
+from mmgrc.studies import check_gpus, read_table, run_one, run_study, write_summary
 from mmgrc.studies.training import Result, Training, _drop_unvalidated, read_result
 
 
@@ -67,6 +68,55 @@ def test_folder_of_another_table_is_refused(write_table, tmp_path, monkeypatch):
         run_study(changed, tmp_path / 'out')
     with pytest.raises(InputError, match=r'seed_0 was made with gpus_per_run=1, but now it is 2: remove'):
         run_study(study, tmp_path / 'out', ranks=2)
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'words'),
+    [
+        ("'segm']", "'segm'], classwise=True", 'val_evaluator.classwise=None, but now it is True'),
+        ("['bbox', 'segm']", "'bbox'", r"val_evaluator.metric=\['bbox', 'segm'\], but now it is 'bbox'"),
+        ("['bbox', 'segm']", "['segm', 'bbox']", "val_evaluator.metric.0='bbox', but now it is 'segm'"),
+        ('backbone=dict(', 'backbone=dict(embed_dims=48, ', 'model.backbone.embed_dims=None, but now it is 48'),
+    ],
+)
+def test_edited_configs(write_table, tmp_path, monkeypatch, old, new, words):
+    """A run that is finished, or has a checkpoint to resume from, keeps the config that it was started with."""
+    # All trainings fail at once.
+    monkeypatch.setenv('PYTHON', 'true')
+    table, config, out = write_table(metrics=['coco/bbox_mAP']), tmp_path / 'config.py', tmp_path / 'out'
+
+    def train(text):
+        config.write_text(text)
+        return run_study(read_table(table), out)
+
+    before = config.read_text()
+    after = before.replace(old, new)
+    # Without a checkpoint a run starts anew, so the config may be corrected.
+    assert train(after) == train(before) == train(f'# A comment\n{before}') == 1
+    checkpoint = out / 'both' / 'seed_1' / 'stopped.pth'
+    checkpoint.write_text('')
+    assert train(before) == 1
+    with pytest.raises(InputError, match=f'seed_1 was made with {words}: remove'):
+        train(after)
+    checkpoint.unlink()
+    values = {'coco/bbox_mAP': 0.5}
+    result = out / 'plain' / 'seed_0' / 'result.json'
+    result.write_text(json.dumps({'status': 'finished', 'final': values, 'best': values}))
+    with pytest.raises(InputError, match=f'seed_0 was made with {words}: remove'):
+        train(after)
+    # The results can still be listed.
+    assert write_summary(read_table(table), out)
+
+
+def test_configs_that_read_variables(write_table, tmp_path, monkeypatch):
+    """They are read with the variables of the arm, as its trainings read them."""
+    config = tmp_path / 'config.py'
+    config.write_text(config.read_text() + "\ndata_root = '{{$DATA_FOLDER:data}}'\n")
+    table = write_table(arms=[{'name': 'here'}, {'name': 'there', 'env': {'DATA_FOLDER': 'other'}}], reference='here')
+    monkeypatch.setenv('DATA_FOLDER', 'mine')
+    assert [arm.content['data_root'] for arm in read_table(table).arms] == ['mine', 'other']
+    monkeypatch.delenv('DATA_FOLDER')
+    assert [arm.content['data_root'] for arm in read_table(table).arms] == ['data', 'other']
 
 
 def test_gpus_and_threads_of_the_ranks(write_table, tmp_path, monkeypatch):

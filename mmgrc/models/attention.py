@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .cache import commit, copy_caches
 from .grc import GRC
+from .options import MAX_SILENT_LAMBDA
 from .resampling import make_resampling
 
 __all__ = ['GRCAttention', 'commit_caches']
@@ -109,6 +110,26 @@ class GRCAttention(nn.Module):
             if self.auto_commit:
                 commit_caches(self)
         return out
+
+    @torch.no_grad()
+    def start_silently(self) -> None:
+        """Let the layer compute what self-attention alone computes, until its memory has learned.
+
+        Call it once, when ``qkv`` and ``proj`` have the weights to start from, pre-trained or random. The last layers
+        of the memory become zero, and ``proj`` is divided, head by head, by 1 - σ(λ), its weight in the mix. The whole
+        memory learns: λ and the zero layers from the first step, and the layers before them from the second step.
+
+        Raises:
+            ValueError: λ starts so high that almost nothing of self-attention is in the mix.
+        """
+        if self.grc.lambda_init > MAX_SILENT_LAMBDA:
+            raise ValueError(
+                f'lambda_init={self.grc.lambda_init}: for a silent start give a number up to {MAX_SILENT_LAMBDA}'
+            )
+        share = self.grc.silence()
+        for parameter in self.proj.parameters():
+            # Each row of the weight gives one channel.
+            parameter.copy_((parameter.t() / share).t())
 
 
 @torch.compiler.disable

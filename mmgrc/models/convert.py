@@ -17,7 +17,6 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .grc import GRC
-from .layers.positional import PositionalConvolution
 from .resampling import make_resampling
 
 __all__ = [
@@ -312,7 +311,7 @@ def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = 
         if backbone.grc.start != 'silent':
             frozen += [] if any(value.requires_grad for value in grc.parameters()) else [name]
             continue
-        share = _silence(grc)
+        share = grc.silence()
         for key, value in own.items():
             # In the model's precision, whatever the checkpoint's. Each row of a weight gives one channel.
             state[key] = (state[key].to(value).t() / share).t()
@@ -332,26 +331,6 @@ def start_silently(backbone: nn.Module, state: dict[str, Tensor], prefix: str = 
             logger='current',
             level=logging.WARNING,
         )
-
-
-@torch.no_grad()
-def _silence(layer: GRC | PositionalConvolution) -> Tensor:
-    """Let a layer add nothing to the mix, by setting the last layers of its parts to zero.
-
-    Returns:
-        (D,), the factor of each channel of ``O_self`` in the mix: 1 - σ(λ), or 1 without a memory.
-    """
-    if layer.pos_conv is not None:
-        _set_to_zero(layer.pos_conv)
-    if not isinstance(layer, GRC):
-        return torch.ones(layer.embed_dims, device=layer.pos_conv.weight.device)
-    _set_to_zero(layer.mem_attn.proj)
-    return (1 - layer.lam.sigmoid()).repeat_interleave(layer.embed_dims // layer.num_heads)
-
-
-def _set_to_zero(layer: nn.Module) -> None:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
 
 
 def pvt_config(state: Mapping[str, Tensor]) -> dict:

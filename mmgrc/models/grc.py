@@ -243,6 +243,21 @@ class GRC(CacheBuffer):
         nn.init.constant_(self.lam, self.lambda_init)
         self.cache.zero_()
 
+    @torch.no_grad()
+    def silence(self) -> Tensor:
+        """Let the memory and the convolution add nothing to the mix, by setting their last layers to zero.
+
+        Returns:
+            (D,), the factor 1 - σ(λ) that is left to each channel of O_self. If the output projection of self-attention
+            is divided by it, the mix is what self-attention alone computes.
+        """
+        last_layers = nn.ModuleList([self.mem_attn.proj])
+        if self.pos_conv is not None:
+            last_layers.append(self.pos_conv)
+        for parameter in last_layers.parameters():
+            nn.init.zeros_(parameter)
+        return (1 - self.lam.sigmoid()).repeat_interleave(self.embed_dims // self.num_heads)
+
     def extra_repr(self) -> str:
         return f'variant={self.variant!r}, cache={self.cache_size[0]}x{self.cache_size[1]}x{self.dims}'
 

@@ -43,6 +43,35 @@ def test_equals_multihead_attention_with_the_memory_written_out(variant, trainin
     torch.testing.assert_close(layer.grc.cache, stored if training else before)
 
 
+@pytest.mark.parametrize('options', [{}, {'pos_conv': False}, {'variant': 'paper', 'lambda_init': 3.0}])
+@pytest.mark.parametrize('training', [True, False])
+def test_silent_start(options, training):
+    """The layer equals PyTorch's own attention until an optimizer has made a step. Then all of its memory learns."""
+    torch.manual_seed(0)
+    layer = GRCAttention(16, 2, (3, 4), **options).double().train(training)
+    layer.grc.cache.normal_()
+    stock = nn.MultiheadAttention(16, 2, batch_first=True).double()
+    for name, value in (('in_proj_', layer.qkv), ('out_proj.', layer.proj)):
+        for part in ('weight', 'bias'):
+            getattr(value, part).data.copy_(nn.init.normal_(stock.get_parameter(name + part)))
+    layer.start_silently()
+    x = torch.randn(2, 30, 16, dtype=torch.float64)
+    torch.testing.assert_close(layer(x, HW), stock(x, x, x, need_weights=False)[0])
+
+    layer.train()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        layer(x, HW).square().mean().backward()
+        optimizer.step()
+    assert [name for name, value in layer.named_parameters() if not value.grad.any()] == []
+
+
+def test_silent_start_needs_self_attention_in_the_mix():
+    with pytest.raises(ValueError, match=r'lambda_init=30: for a silent start give a number up to 10'):
+        GRCAttention(16, 2, 3, lambda_init=30).start_silently()
+
+
 def test_valid_extents_are_checked():
     layer, x = make_layer(), torch.randn(2, 30, 16)
     for shape in ((2, 3), (1, 2), (2,)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ..ops.convolution import convolve_tokens
@@ -42,3 +43,13 @@ class PositionalConvolution(nn.Module):
         self.pos_conv.reset_parameters()
         assert self.pos_conv.bias is not None
         nn.init.zeros_(self.pos_conv.bias)
+
+    def silence(self) -> Tensor:
+        """Let the convolution add nothing, see :meth:`GRC.silence <mmgrc.models.grc.GRC.silence>`.
+
+        Returns:
+            (D,), ones: without a memory, all of O_self is left.
+        """
+        for parameter in self.pos_conv.parameters():
+            nn.init.zeros_(parameter)
+        return torch.ones(self.embed_dims, device=self.pos_conv.weight.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import glob
 import traceback
@@ -22,6 +23,7 @@ from mmgrc.datasets.images import IMAGE_SUFFIXES, files_below, read_image
 from mmgrc.runs.config import get_test_pipeline
 from mmgrc.runs.error import InputError, first_few
 from mmgrc.runs.preflight import check_checkpoint
+from mmgrc.runs.preflight.datasets import dataset_configs
 from mmgrc.visualization.detections import Drawn, draw_detections
 from mmgrc.visualization.predictions import class_colours
 
@@ -72,16 +74,22 @@ def load_detector(config: Config, checkpoint: str, device: str | None = None) ->
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f'the device {device!r} cannot be used: {str(error).splitlines()[0]}') from error
-    get_test_pipeline(config)
+    pipeline = get_test_pipeline(config)
     content = check_checkpoint(config, checkpoint)
+    # MMDetection builds the test set for its palette, without its files. A wrapper would read those of its data sets.
+    config = copy.deepcopy(config)
+    dataset = {**next(dataset_configs(config.test_dataloader.dataset)), 'pipeline': pipeline}
+    config.test_dataloader.dataset = dataset
     meta = (content or {}).get('meta') or {}
     unnamed = content is not None and 'classes' not in map(str.lower, (*meta, *(meta.get('dataset_meta') or ())))
     # To a checkpoint without class names MMDetection gives those of COCO, with a warning that it lets no filter hide.
-    with warnings.catch_warnings(record=unnamed):
+    with warnings.catch_warnings(record=unnamed) as hidden:
         model = init_detector(config, checkpoint, device=device)
     if unnamed:
-        dataset = DATASETS.build(dict(config.test_dataloader.dataset, lazy_init=True))
-        model.dataset_meta['classes'] = dataset.metainfo['classes']
+        model.dataset_meta['classes'] = DATASETS.build({**dataset, 'lazy_init': True}).metainfo['classes']
+    for warning in hidden or []:
+        if 'class names are not saved' not in str(warning.message):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return model
 
 

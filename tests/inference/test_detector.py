@@ -44,6 +44,26 @@ def test_a_checkpoint_without_names(model, trained, tmp_path, recwarn):
     assert not any('COCO classes' in str(warning.message) for warning in recwarn)
 
 
+@pytest.mark.parametrize('named', [True, False])
+def test_data_sets_are_not_read(named, model, trained, tmp_path):
+    """Detection needs no data set, though the config has a wrapped one whose files are elsewhere."""
+    content = torch.load(trained / 'epoch_2.pth', weights_only=False)
+    torch.save(
+        {'state_dict': content['state_dict'], **({'meta': content['meta']} if named else {})}, tmp_path / 'w.pth'
+    )
+    config = Config.fromfile(trained / 'mask_rcnn_grc_pvt.py')
+    one = dict(config.test_dataloader.dataset, data_root=str(tmp_path / 'elsewhere'))
+    config.test_dataloader.dataset = {'type': 'ConcatDataset', 'datasets': [one, one]}
+    loaded = load_detector(config, str(tmp_path / 'w.pth'), 'cpu')
+    assert {key: [*loaded.dataset_meta[key]] for key in ('classes', 'palette')} == {
+        key: [*model.dataset_meta[key]] for key in ('classes', 'palette')
+    }
+    image = np.random.default_rng(0).integers(256, size=(128, 160, 3), dtype=np.uint8)
+    found = [detector.find_objects(each, image, 0.05, [0, 1, 2]) for each in (loaded, model)]
+    assert [one.annotation for one in found[0]] == [one.annotation for one in found[1]] != []
+    assert config.test_dataloader.dataset.type == 'ConcatDataset'
+
+
 def test_a_config_without_a_test_set(trained):
     config = Config.fromfile(trained / 'mask_rcnn_grc_pvt.py')
     config.test_dataloader = None

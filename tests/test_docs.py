@@ -132,6 +132,16 @@ COMPARED = {
     'shapes_memory_batch_8_pvt': [('memory', 'plain')],
     'shapes_memory_long_pvt': [('memory', 'plain')],
     'shapes_memory_time_pvt': [('memory', 'plain')],
+    'shapes_memory_time_swin': [
+        ('silent_7_epochs', 'plain_8_epochs'),
+        ('silent_7_epochs', 'plain_9_epochs'),
+        ('silent_9_epochs', 'plain_9_epochs'),
+    ],
+    'shapes_memory_long_swin': [
+        ('silent_9_epochs', 'plain_11_epochs'),
+        ('silent_9_epochs', 'silent_convolution_9_epochs'),
+        ('silent_convolution_9_epochs', 'plain_9_epochs'),
+    ],
     'shapes_memory_ranks_pvt': [('no_sync', 'sync')],
     'shapes_memory_settings_pvt': [
         (arm, 'memory')

@@ -11,11 +11,11 @@ __all__ = ['quiet']
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence printed output and MMEngine's log below errors, since a trial says nothing about the run."""
+def quiet(least: int = logging.ERROR) -> Iterator[None]:
+    """Silence printed output and MMEngine's log below a level, since a trial says nothing about the run."""
     logger = MMLogger.get_current_instance()
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(least)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import logging
 import os
 import re
 import shlex
@@ -20,6 +21,7 @@ from mmengine.config import DictAction
 from mmgrc.runs.config import load_config
 from mmgrc.runs.error import InputError
 from mmgrc.runs.preflight import require_metrics
+from mmgrc.runs.quiet import quiet
 
 __all__ = ['DEFAULT_METRICS', 'TOOLS', 'Arm', 'Run', 'Study', 'read_table']
 
@@ -174,7 +176,8 @@ def read_table(path: str | Path, reference: str | None = None) -> Study:
     arms = []
     for arm in study.arms:
         try:
-            with _environment(arm.env):
+            # MMEngine logs each variable that a config reads. The runs log them, too.
+            with _environment(arm.env), quiet(logging.WARNING):
                 config = load_config(arm.config, _parsed(arm.options))
             if not config.get('val_evaluator'):
                 raise InputError('its config has no val_evaluator, so that its runs would end without metrics')
